@@ -1,0 +1,40 @@
+"""embedcache: encode radiographs and reports once, train on the cached embeddings in minutes.
+
+Public names are loaded when first used, so that `import embedcache` costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Manifest": "embedcache.data.manifest",
+    "load_encoder": "embedcache.encoders.catalogue",
+    "extract": "embedcache.stage_one.extract",
+    "open_store": "embedcache.store.store",
+    "save_store": "embedcache.store.store",
+    "verify_store": "embedcache.store.verify",
+    "Adaptor": "embedcache.stage_two.adaptor",
+    "contrastive_loss": "embedcache.stage_two.losses",
+    "mask_loss": "embedcache.stage_two.losses",
+    "TrainConfig": "embedcache.stage_two.train",
+    "train": "embedcache.stage_two.train",
+    "ProbeConfig": "embedcache.stage_two.probe",
+    "probe": "embedcache.stage_two.probe",
+    "EmbedCacheError": "embedcache.errors",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'embedcache' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""What goes in: manifests, radiographs, reports, and the generated phantom dataset."""

@@ -1,0 +1,270 @@
+"""The manifest: one row per image, joined to everything else by id."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from embedcache.errors import InputError, ManifestError, some_ids
+
+if TYPE_CHECKING:
+    from embedcache.data.audit import AuditReport
+
+SPLITS = ("train", "valid", "test")
+LABEL_PREFIX = "label."
+TEXT_COLUMNS = (
+    "id",
+    "image",
+    "report",
+    "report_id",
+    "patient",
+    "study",
+    "split",
+    "view",
+    "sex",
+    "site",
+    "source",
+)
+_PARQUET_KEY = b"embedcache"
+
+
+class Manifest:
+    """A dataset's table: one row per image.
+
+    Columns: `id` (unique str), `image` (path below `root`), `report` (text), `report_id` (equal for images that
+    share a report; defaults to `id`), `patient`, `study`, `split` (`train`, `valid`, `test`, or several joined
+    with `+`), `view`, `sex`, `age`, `site`, `source`, `acquired`, `mask`, and labels `label.<name>` (0, 1, blank,
+    or an integer class). Other columns are kept.
+
+    Args:
+        frame: the table; it is checked and copied.
+        name: the dataset's name.
+        root: the directory that `image` and `mask` are relative to.
+
+    Raises:
+        ManifestError: a missing column, a duplicate or empty id, two texts under one `report_id`, an unknown
+            split, a label that is no number.
+    """
+
+    def __init__(self, frame: pd.DataFrame, *, name: str, root: str | Path) -> None:
+        self.name = name
+        self.root = Path(root)
+        self.frame = _checked(frame, name)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.name!r}, {len(self)} rows, labels {self.labels})"
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        root: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        """Reads a Parquet or CSV manifest; nothing in it is guessed: blank means blank, ids are text.
+
+        Args:
+            name: the dataset's name; by default what the file says, else its stem.
+            root: where images lie; by default what the file says, else its directory.
+            columns: the file's column for each of the manifest's, where they differ.
+
+        Raises:
+            ManifestError: not there, not readable, or not a manifest.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ManifestError(f"{path}: no manifest there; make one, or name another file")
+        if path.suffix == ".parquet":
+            frame, said = _read_parquet(path)
+        elif path.suffix == ".csv":
+            frame, said = _read_csv(path), {}
+        else:
+            raise ManifestError(f"{path}: suffix {path.suffix!r}, expected .parquet or .csv")
+        if columns:
+            absent = sorted(set(columns.values()) - set(frame.columns))
+            if absent:
+                raise ManifestError(f"{path}: no column {', '.join(absent)}; it has {', '.join(frame.columns)}")
+            frame = frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
+        base = path.parent / said["root"] if "root" in said else path.parent
+        return cls(frame, name=name or said.get("name", path.stem), root=root or base)
+
+    def write(self, path: str | Path) -> None:
+        """Writes Parquet, whole or not at all; the root is kept relative to the file."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        said = {"name": self.name, "root": os.path.relpath(self.root, path.parent), "task": self.tasks}
+        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PARQUET_KEY: json.dumps(said)})
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary)
+        temporary.replace(path)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the label sets, without their prefix."""
+        return [c.removeprefix(LABEL_PREFIX) for c in self.frame.columns if c.startswith(LABEL_PREFIX)]
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The kind of task of each label set: `binary` or `multi-class`."""
+        return {name: "binary" if self.label(name).max() <= 1 else "multi-class" for name in self.labels}
+
+    def label(self, name: str) -> np.ndarray:
+        """Values of one label set, (n,) float64, NaN where blank.
+
+        Raises:
+            ManifestError: no such label set; names those there are.
+        """
+        if name not in self.labels:
+            raise ManifestError(f"{self.name}: no label {name!r}; it has {', '.join(self.labels) or 'none'}")
+        return self.frame[LABEL_PREFIX + name].to_numpy(np.float64)
+
+    def in_split(self, split: str) -> np.ndarray:
+        """Which rows are in a split, (n,) bool; a row may be in several."""
+        if split not in SPLITS:
+            raise ManifestError(f"split {split!r}, expected one of {', '.join(SPLITS)}")
+        return np.array([split in value.split("+") for value in self.frame["split"]], bool)
+
+    def groups(self) -> np.ndarray:
+        """What intervals resample: the patient of each row, or its id where the patient is blank, (n,) object."""
+        patients, ids = self.frame["patient"], self.frame["id"]
+        return np.where(patients == "", "id:" + ids, "patient:" + patients)
+
+    def reports(self) -> dict[str, str]:
+        """The text of each distinct `report_id`, in order of first appearance."""
+        first = self.frame.drop_duplicates("report_id")
+        return dict(zip(first["report_id"], first["report"], strict=True))
+
+    def path(self, relative: str) -> Path:
+        """An input's file, which must lie inside `root`, symlinks resolved.
+
+        Raises:
+            InputError: blank, outside the root, or not there.
+        """
+        if not relative or "\0" in relative:
+            raise InputError("no-path", "no path given" if not relative else "a path with a NUL character")
+        root = self.root.resolve()
+        try:
+            path = (root / relative).resolve(strict=True)
+        except OSError as error:
+            raise InputError("missing", f"no file at its path below the root ({error.strerror})") from error
+        if not path.is_relative_to(root):
+            raise InputError("outside-root", "its path leads outside the manifest's root")
+        return path
+
+    def audit(self, *, files: bool = True) -> AuditReport:
+        """Counts patients, reports and, with `files`, identical image files that stand in several splits."""
+        from embedcache.data.audit import audit
+
+        return audit(self, files=files)
+
+
+def _read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path}: not a readable Parquet file ({type(error).__name__}: {error})") from error
+    said = (table.schema.metadata or {}).get(_PARQUET_KEY)
+    return table.to_pandas(), json.loads(said) if said else {}
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ManifestError(
+            f"{path}: not UTF-8 near line {line} (byte {error.start}); save it as UTF-8 and read it again"
+        ) from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ManifestError(f"{path}: not a readable CSV file ({error})") from error
+
+
+def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    frame = frame.copy().reset_index(drop=True)
+    missing = [column for column in ("id", "image") if column not in frame]
+    if missing:
+        raise ManifestError(
+            f"{name}: no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns)) or 'none'}"
+        )
+    if "report_id" not in frame:
+        frame["report_id"] = frame["id"]
+    for column in TEXT_COLUMNS:
+        given = frame[column] if column in frame else pd.Series("", frame.index, dtype=object)
+        frame[column] = _as_text(given, name, column)
+    frame["report_id"] = frame["report_id"].where(frame["report_id"] != "", frame["id"])
+    _check_ids(frame["id"], name)
+    _check_reports(frame, name)
+    unknown = sorted({p for value in frame["split"].unique() for p in value.split("+")} - {*SPLITS, ""})
+    if unknown:
+        raise ManifestError(f"{name}: unknown split {', '.join(map(repr, unknown))}, expected {', '.join(SPLITS)}")
+    for column in frame.columns:
+        if str(column).startswith(LABEL_PREFIX):
+            frame[column] = _as_label(frame[column], frame["id"], name)
+    return frame
+
+
+def _as_text(values: pd.Series, name: str, column: str) -> pd.Series:
+    """Text as it stands, byte for byte; what is absent becomes blank, what is no text is refused."""
+    blank = values.isna()
+    wrong = ~blank & ~values.map(lambda v: isinstance(v, str))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ManifestError(
+            f"{name}: row {row}, column {column}: {type(values[row]).__name__} {values[row]!r}, expected text; "
+            f"convert the column with .astype(str) where that keeps every character"
+        )
+    return values.astype(object).where(~blank, "")
+
+
+def _check_ids(ids: pd.Series, name: str) -> None:
+    unusable = np.flatnonzero((ids == "") | ids.str.contains("\0", regex=False))
+    if len(unusable):
+        raise ManifestError(f"{name}: row {unusable[0]}: the id is empty or holds NUL; every row needs an id")
+    twice = ids.duplicated(keep="first")
+    if twice.any():
+        second = int(np.flatnonzero(twice)[0])
+        first = int(np.flatnonzero(ids == ids[second])[0])
+        raise ManifestError(
+            f"{name}: id {ids[second]!r} stands in rows {first} and {second} (counted from 0), and "
+            f"{int(twice.sum())} row(s) in all repeat an id; every image needs an id of its own"
+        )
+
+
+def _check_reports(frame: pd.DataFrame, name: str) -> None:
+    texts = frame.groupby("report_id", sort=False)["report"].nunique()
+    several = texts.index[texts > 1]
+    if len(several):
+        raise ManifestError(
+            f"{name}: report_id {some_ids(several)}: more than one text under one report_id; "
+            "give each text a report_id of its own"
+        )
+
+
+def _as_label(values: pd.Series, ids: pd.Series, name: str) -> pd.Series:
+    blank = values.isna() | (values.astype(str).str.strip() == "")
+    numbers = pd.to_numeric(values.where(~blank), errors="coerce")
+    wrong = ~blank & (numbers.isna() | (numbers % 1 != 0) | (numbers < 0))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ManifestError(
+            f"{name}: {values.name} of id {ids[row]!r} is {values[row]!r}, expected 0, 1, an integer class or blank"
+        )
+    return numbers.astype(np.float64)

@@ -1,0 +1,1 @@
+"""Frozen encoders behind one interface, whatever library they come from."""

@@ -1,0 +1,84 @@
+"""The errors that embedcache raises: what was found, where, what was expected, what to run next.
+
+Each also subclasses the builtin kind that a caller would expect. `exit_code` is what the command line
+returns: 2 for a user's mistake, 1 for a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class EmbedCacheError(Exception):
+    """Base of all errors raised on purpose by embedcache."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:  # KeyError would show the repr of its argument
+        return str(self.args[0]) if self.args else ""
+
+
+class UserError(EmbedCacheError):
+    """Something the user named or wrote can be mended by the user."""
+
+    exit_code = 2
+
+
+class ManifestError(UserError, ValueError):
+    """A manifest that cannot be read or breaks its contract."""
+
+
+class InputError(UserError, ValueError):
+    """One sample cannot be used; it costs its own row only.
+
+    Args:
+        reason: short stable code, such as `missing` or `truncated`; kept in the failure ledger.
+        message: one line without the content of the input.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class EncoderError(UserError, ValueError):
+    """An encoder that cannot be loaded as asked."""
+
+
+class StoreNotFoundError(UserError, FileNotFoundError):
+    """No store at the path."""
+
+
+class StoreFormatError(EmbedCacheError, ValueError):
+    """A file of a store is damaged, foreign, or of a version that this code does not read."""
+
+
+class StoreWriteError(EmbedCacheError, OSError):
+    """A file of a store could not be written; nothing of it counts."""
+
+
+class FingerprintMismatchError(UserError, ValueError):
+    """Values computed by one encoder were about to be mixed with, or taken for, another's."""
+
+
+class MissingIdsError(UserError, KeyError):
+    """Ids that a store does not hold."""
+
+
+class JoinError(UserError, ValueError):
+    """Images and reports that do not belong together."""
+
+
+class TrainingError(EmbedCacheError, ArithmeticError):
+    """Training met values that it cannot go on with."""
+
+
+class RecipeError(UserError, ValueError):
+    """A recipe with wrong, unknown or missing fields."""
+
+
+def some_ids(ids: Iterable[str], limit: int = 5) -> str:
+    """Names the first few ids for a message, escaped, and counts the rest."""
+    listed = list(ids)
+    shown = ", ".join(repr(i) for i in listed[:limit])
+    return shown if len(listed) <= limit else f"{shown} and {len(listed) - limit} more"

@@ -1,0 +1,57 @@
+"""Progress on a terminal as a bar, elsewhere as plain lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """A counter that shows how far a long step is. Used as a context manager.
+
+    Args:
+        label: what is being done.
+        total: how many units there are.
+        unit: the word for one unit, such as `image`.
+    """
+
+    def __init__(self, label: str, *, total: int, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done, self._note = 0, ""
+        self._started = self._last_line = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True)
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Counts `n` units as done; `note` is shown beside the count."""
+        self._done += n
+        self._note = note or self._note
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(n)
+        elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self._print_line()
+
+    def _print_line(self) -> None:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        note = f", {self._note}" if self._note else ""
+        rate = f"{self._done / seconds:,.1f} {self._unit}/s"
+        print(f"{self._label}: {self._done}/{self._total} {self._unit}, {rate}{note}", file=sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print_line()

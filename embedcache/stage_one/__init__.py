@@ -1,0 +1,1 @@
+"""Stage one: every sample through a frozen encoder once, into a store."""

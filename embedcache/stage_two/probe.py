@@ -1,0 +1,256 @@
+"""Probes: what frozen embeddings, with and without an Adaptor, tell of a label, beside the controls that say why.
+
+Shape notation: n manifest rows with an embedding, d embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from embedcache.data.manifest import Manifest
+from embedcache.data.splits import label_subset
+from embedcache.device import pick_device
+from embedcache.errors import FingerprintMismatchError, ManifestError
+from embedcache.metrics.classification import accuracy, auroc, average_precision
+from embedcache.metrics.intervals import Interval, bootstrap, patient_draws
+from embedcache.progress import Progress
+from embedcache.stage_two.adaptor import Adaptor
+from embedcache.stage_two.heads import HeadConfig, fit_predict
+from embedcache.stage_two.tensors import join, opened, resident
+from embedcache.store.store import Store
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """What is probed and how often.
+
+    Args:
+        heads: `linear`, `mlp`.
+        fractions: shares of the training labels, at least two labels of each class.
+        n_seeds: runs with other label draws, head weights and batch orders.
+        n_draws: bootstrap draws.
+        controls: which controls stand beside the result, of `CONTROLS`.
+    """
+
+    heads: tuple[str, ...] = ("linear", "mlp")
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    n_seeds: int = 3
+    n_draws: int = 2000
+    controls: tuple[str, ...] = ("no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label")
+    head: HeadConfig = field(default_factory=HeadConfig)
+    device: str = "auto"
+
+
+CONTROLS = ProbeConfig().controls
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Scores of one label on one store.
+
+    Args:
+        scores: a row per control (`""` is the result itself), head, fraction, metric and class, with `value`, `low`,
+            `high` (95%, over patients and seeds), `n_train`, `n_valid` and `n_test` labels, `n_seeds`.
+        n_failed: manifest rows left out because stage one recorded a failure.
+    """
+
+    scores: pd.DataFrame
+    label: str
+    n_failed: int
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One label over the joined rows: classes (n,) float64 with NaN for blank, and where to train and test."""
+
+    labels: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    n_classes: int
+    draws: np.ndarray
+
+
+def probe(
+    manifest: Manifest,
+    image_store: Store | str | Path,
+    *,
+    label: str,
+    run_dir: str | Path | None = None,
+    text_store: Store | str | Path | None = None,
+    config: ProbeConfig | None = None,
+) -> ProbeResult:
+    """Fits heads on the training split's embeddings and scores them on the test split.
+
+    Features are standardised with the mean and deviation of all training rows. Nothing is chosen on validation or
+    test labels, so `n_valid` is 0.
+
+    Args:
+        label: name of the manifest's label set.
+        run_dir: a run of `train`: its Adaptor is applied; without it the embeddings are probed as they are.
+        text_store: needed for the control `text-as-label`, which is left out without it.
+
+    Raises:
+        ManifestError: no such label, or a split without both classes.
+        FingerprintMismatchError: the Adaptor was trained on another encoder's embeddings.
+    """
+    config = config or ProbeConfig()
+    unknown = set(config.controls) - set(CONTROLS)
+    if unknown:
+        raise ValueError(f"controls {sorted(unknown)}, expected some of {', '.join(CONTROLS)}")
+    image_store = opened(image_store)
+    device = pick_device(config.device)
+    adaptor = _adaptor_for(image_store, run_dir)
+    texts = opened(text_store) if text_store is not None and "text-as-label" in config.controls else None
+    joined = join(manifest, image_store, texts)
+    task = _task(manifest, joined.rows, label, config)
+    raw = resident(image_store, joined.image_rows, device)
+    settings = {"": raw} if adaptor is None else {"": _adapted(adaptor, raw), "no-adaptor": raw}
+    if adaptor is not None and "untrained-adaptor" in config.controls:
+        settings["untrained-adaptor"] = _adapted(_untrained(adaptor), raw)
+    if "shuffled-labels" in config.controls:
+        settings["shuffled-labels"] = settings[""]
+    text_features = None
+    if texts is not None and joined.text_rows is not None:
+        settings["text-as-label"] = raw
+        text_features = _standardised(resident(texts, joined.text_rows, device), task.train)
+    rows: list[dict[str, object]] = []
+    n_fits = len(settings) * len(config.heads) * len(config.fractions)
+    with Progress(f"probing {label}", total=n_fits, unit="probe") as progress:
+        for control, features in settings.items():
+            if control and control not in config.controls:
+                continue
+            x = _standardised(features, task.train)
+            for head in config.heads:
+                for fraction in config.fractions:
+                    rows += _scores(control, head, fraction, x, text_features, task, config)
+                    progress.advance()
+    return ProbeResult(pd.DataFrame(rows), label, joined.n_failed)
+
+
+def _adaptor_for(store: Store, run_dir: str | Path | None) -> Adaptor | None:
+    if run_dir is None:
+        return None
+    adaptor = Adaptor.from_pretrained(run_dir)
+    trained_on = adaptor.notes.get("image")
+    if trained_on != store.encoder_fingerprint:
+        raise FingerprintMismatchError(
+            f"{run_dir}: its Adaptor was trained on image encoder {str(trained_on)[:12]}..., {store.path} holds "
+            f"{store.encoder_fingerprint[:12]}... ({store.encoder.get('name')}); train one on this store"
+        )
+    return adaptor
+
+
+def _task(manifest: Manifest, rows: np.ndarray, label: str, config: ProbeConfig) -> _Task:
+    labels = manifest.label(label)[rows]
+    known = ~np.isnan(labels)
+    train = np.flatnonzero(manifest.in_split("train")[rows])
+    test = np.flatnonzero(manifest.in_split("test")[rows] & known)
+    for split, chosen in (("train", train[known[train]]), ("test", test)):
+        classes = np.unique(labels[chosen])
+        if len(classes) < 2:
+            raise ManifestError(
+                f"{manifest.name}: label {label!r} has classes {classes.tolist()} in split {split!r}, expected at "
+                "least two; choose another label or other splits"
+            )
+    return _Task(
+        labels,
+        train,
+        test,
+        n_classes=int(labels[known].max()) + 1,
+        draws=patient_draws(manifest.groups()[rows[test]], config.n_draws, seed=0),
+    )
+
+
+def _scores(
+    control: str,
+    head: str,
+    fraction: float,
+    x: Tensor,
+    text_x: Tensor | None,
+    task: _Task,
+    config: ProbeConfig,
+) -> Iterator[dict[str, object]]:
+    """One control, head and fraction over all seeds: a row for each metric and class."""
+    probabilities, n_train = [], 0
+    for seed in range(config.n_seeds):
+        chosen = task.train[label_subset(task.labels[task.train], fraction, seed=seed)]
+        y = task.labels[chosen].astype(np.int64)
+        n_train = len(chosen)
+        if control == "shuffled-labels":
+            y = np.random.default_rng(seed).permutation(y)
+        if control == "text-as-label":
+            assert text_x is not None  # the control runs only with a text store
+            chosen, y = _labels_from_text(chosen, y, text_x, task, config, seed)
+        fitted = fit_predict(
+            head,
+            x[chosen],
+            torch.from_numpy(y).to(x.device),
+            x[task.test],
+            n_classes=task.n_classes,
+            config=config.head,
+            seed=seed,
+        )
+        probabilities.append(fitted.numpy())
+    counts = {"n_train": n_train, "n_valid": 0, "n_test": len(task.test), "n_seeds": config.n_seeds}
+    for metric, class_name, interval in _metrics(task, probabilities):
+        yield {
+            "control": control, "head": head, "fraction": fraction, "metric": metric, "class": class_name,
+            **asdict(interval), **counts,
+        }  # fmt: skip
+
+
+def _labels_from_text(
+    chosen: np.ndarray, y: np.ndarray, text_x: Tensor, task: _Task, config: ProbeConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every training row, labelled by a linear head that learnt from the chosen rows' texts."""
+    guessed = fit_predict(
+        "linear",
+        text_x[chosen],
+        torch.from_numpy(y).to(text_x.device),
+        text_x[task.train],
+        n_classes=task.n_classes,
+        config=config.head,
+        seed=seed,
+    )
+    labels = np.full(len(task.labels), -1, np.int64)
+    labels[task.train] = guessed.argmax(dim=1).numpy()
+    labels[chosen] = y
+    return task.train, labels[task.train]
+
+
+def _metrics(task: _Task, probabilities: list[np.ndarray]) -> Iterator[tuple[str, str, Interval]]:
+    labels = task.labels[task.test].astype(np.int64)
+    predicted = [p.argmax(axis=1) for p in probabilities]
+    yield "accuracy", "", bootstrap(accuracy, labels, predicted, task.draws, seed=0)
+    for c in [1] if task.n_classes == 2 else range(task.n_classes):
+        name = "" if task.n_classes == 2 else str(c)
+        one_vs_rest, scores = (labels == c).astype(np.int64), [p[:, c] for p in probabilities]
+        yield "auroc", name, bootstrap(auroc, one_vs_rest, scores, task.draws, seed=0)
+        yield "average_precision", name, bootstrap(average_precision, one_vs_rest, scores, task.draws, seed=0)
+
+
+def _untrained(adaptor: Adaptor) -> Adaptor:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Adaptor(**asdict(adaptor.config)).eval()
+
+
+@torch.inference_mode()
+def _adapted(adaptor: Adaptor, image: Tensor) -> Tensor:
+    """The Adaptor's output for every row, computed once, (n, p)."""
+    adaptor = adaptor.to(image.device).eval()
+    return torch.cat([adaptor.encode_image(part) for part in image.split(_CHUNK)]).clone()
+
+
+def _standardised(features: Tensor, train: np.ndarray) -> Tensor:
+    deviation, mean = torch.std_mean(features[train], dim=0)
+    return (features - mean) / deviation.clamp_min(1e-6)

@@ -1,0 +1,139 @@
+"""Joining a manifest with its stores by id, and the resident tensors that training gathers from.
+
+Shape notation: n pairs, d_image and d_text embedding widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedcache.data.manifest import Manifest
+from embedcache.data.reports import changed_reports
+from embedcache.errors import JoinError, MissingIdsError, some_ids
+from embedcache.store.store import Store, open_store
+
+
+def opened(store: Store | str | Path) -> Store:
+    """A store as given, or opened from its path."""
+    return store if isinstance(store, Store) else open_store(store)
+
+
+@dataclass(frozen=True)
+class Join:
+    """Rows of a manifest with their rows in the stores, verified by id.
+
+    Args:
+        rows: positions in the manifest's frame, (n,) int64.
+        image_rows: rows of the image store, (n,) int64.
+        text_rows: rows of the text store, (n,) int64; None without a text store.
+        n_failed: manifest rows left out because stage one recorded a failure for their image or report.
+    """
+
+    rows: np.ndarray
+    image_rows: np.ndarray
+    text_rows: np.ndarray | None
+    n_failed: int
+
+
+def join(manifest: Manifest, image_store: Store, text_store: Store | None = None) -> Join:
+    """Finds each manifest row's image and report by id.
+
+    Rows whose input failed in stage one are left out and counted; an id that no store accounts for is an error.
+
+    Raises:
+        JoinError: a store of the wrong modality, stores of another dataset, or reports that changed since.
+        MissingIdsError: ids that a store neither holds nor records as failed.
+    """
+    frame = manifest.frame
+    image_ids, report_ids = frame["id"].tolist(), frame["report_id"].tolist()
+    usable = _held(image_store, image_ids, "image", manifest.name)
+    if text_store is not None:
+        usable &= _held(text_store, report_ids, "text", manifest.name)
+    rows = np.flatnonzero(usable)
+    text_rows = None
+    if text_store is not None:
+        text_rows = text_store.rows([report_ids[r] for r in rows])
+        _check_reports(manifest, text_store)
+    return Join(rows, image_store.rows([image_ids[r] for r in rows]), text_rows, int((~usable).sum()))
+
+
+def _held(store: Store, ids: Sequence[str], modality: str, dataset: str) -> np.ndarray:
+    """Which ids have a row; ids that the store does not account for are refused."""
+    if store.modality != modality:
+        raise JoinError(f"{store.path}: a store of modality {store.modality!r}, expected {modality!r}")
+    held = np.array([i in store for i in ids], bool)
+    failed = {f.id for f in store.failures}
+    missing = [i for i, there in zip(ids, held, strict=True) if not there and i not in failed]
+    if missing and len(missing) == len(ids):
+        raise JoinError(
+            f"{store.path}: holds none of the {len(ids)} ids of dataset {dataset!r} (it has {some_ids(store.ids, 2)}, "
+            f"the manifest {some_ids(ids, 2)}): a store of another dataset; name this dataset's store"
+        )
+    if missing:
+        raise MissingIdsError(
+            f"{store.path}: {len(missing)} of {len(ids)} {modality} ids are neither embedded nor recorded as failed: "
+            f"{some_ids(missing)}; run 'embedcache extract' with this manifest and this store"
+        )
+    return held
+
+
+def _check_reports(manifest: Manifest, store: Store) -> None:
+    encoded = dict(zip(store.ids, store.input_digests, strict=True))
+    changed = changed_reports(manifest.reports().items(), encoded)
+    if changed:
+        raise JoinError(
+            f"{store.path}: {len(changed)} reports of {manifest.name!r} are not the texts that were encoded: "
+            f"{some_ids(changed)}; give changed reports new ids, or run 'embedcache extract' into another store"
+        )
+
+
+def resident(store: Store, rows: np.ndarray, device: str) -> Tensor:
+    """Rows of a store as one float32 tensor on the device, (len(rows), d); each value is touched once.
+
+    Raises:
+        JoinError: a row that is not finite; the message names its id.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(store.embeddings[rows])).to(device).float()
+    finite = torch.isfinite(values).all(dim=1)
+    if not bool(finite.all()):
+        bad = np.flatnonzero(~finite.cpu().numpy())
+        raise JoinError(
+            f"{store.path}: values that are not finite under ids {some_ids(store.ids[rows[b]] for b in bad)}; "
+            f"run 'embedcache verify {store.path}'"
+        )
+    return values
+
+
+def text_codes(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
+    """A number for each distinct report text, (len(rows),) int64: equal texts are positives of each other."""
+    texts = manifest.frame["report"].to_numpy()[rows]
+    return np.unique(texts.astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def epoch_batches(report_ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """A shuffled epoch in batches that hold each `report_id` once: images of one study share a report.
+
+    Args:
+        report_ids: (n,).
+
+    Returns:
+        Positions into the n pairs; a leftover of one pair, which has nothing to contrast with, is left out.
+    """
+    order = rng.permutation(len(report_ids))
+    codes = np.unique(report_ids, return_inverse=True)[1][order]
+    by_report = np.argsort(codes, kind="stable")
+    starts = np.concatenate([[True], codes[by_report][1:] != codes[by_report][:-1]])
+    position = np.arange(len(codes))
+    occurrence = np.empty(len(codes), np.int64)
+    occurrence[by_report] = position - np.maximum.accumulate(np.where(starts, position, 0))
+    batches = []
+    for k in range(occurrence.max(initial=-1) + 1):
+        once = order[occurrence == k]
+        batches += [once[start : start + batch_size] for start in range(0, len(once), batch_size)]
+    return [batch for batch in batches if len(batch) > 1]

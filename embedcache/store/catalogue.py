@@ -1,0 +1,158 @@
+"""What a store directory says of itself: its document, its plans, and which planned shards count.
+
+The state is derived from published files alone, in the order of their numbers; nothing is remembered
+elsewhere and no time or host is involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from embedcache.errors import FingerprintMismatchError, StoreFormatError, StoreNotFoundError
+from embedcache.store import commit, layout
+from embedcache.store.layout import Layout
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One shard's worth of work: its ids in order, encoded `batch_size` at a time."""
+
+    number: int
+    ids: Sequence[str]
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One extraction's plan, published before its first shard.
+
+    Args:
+        ids: all ids of the plan, in the order of their rows.
+        bounds: shard k holds `ids[bounds[k]:bounds[k + 1]]`.
+        first_shard: number of the plan's first shard.
+        batch_size: rows encoded together; batches never cross a shard.
+        abandons: unfinished shards of earlier plans whose ids are planned again here or gone.
+    """
+
+    ids: Sequence[str]
+    bounds: Sequence[int]
+    first_shard: int
+    batch_size: int
+    abandons: Sequence[int] = ()
+
+    def shards(self) -> Iterator[PlannedShard]:
+        for k, (start, stop) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
+            yield PlannedShard(self.first_shard + k, self.ids[start:stop], self.batch_size)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A store's published documents.
+
+    Args:
+        document: the content of `store.json`.
+        plans: in order of publication.
+        shards: documents of the shards that count, by number.
+    """
+
+    path: Path
+    document: dict[str, Any]
+    plans: Sequence[Plan]
+    shards: Mapping[int, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> Catalogue:
+        """Reads every document of a store directory.
+
+        Raises:
+            StoreNotFoundError: no store there.
+            StoreFormatError: a damaged document.
+        """
+        document_path = path / layout.STORE_NAME
+        if not document_path.is_file():
+            found = "an empty directory" if path.is_dir() else "a file" if path.is_file() else "nothing"
+            raise StoreNotFoundError(
+                f"{path}: no store there (found {found}, expected a directory with {layout.STORE_NAME}); "
+                "make it with 'embedcache extract MANIFEST ENCODER --store " + str(path) + "'"
+            )
+        document = layout.unseal(document_path.read_bytes(), document_path)
+        names = sorted(entry.name for entry in path.iterdir())
+        plans = [_read_plan(path / name) for name in names if layout.plan_number(name) is not None]
+        shards: dict[int, dict[str, Any]] = {}
+        for name in names:
+            number = layout.shard_doc_number(name)
+            if number is not None:
+                shards[number] = layout.unseal((path / name).read_bytes(), path / name)
+                _check_fingerprint(str(shards[number]["fingerprint"]), str(document["fingerprint"]), path / name)
+        return cls(path, document, plans, dict(sorted(shards.items())))
+
+    @property
+    def layout(self) -> Layout:
+        known = {key: self.document["layout"][key] for key in ("dtype", "dim", "views")}
+        return Layout(**known)
+
+    def pending(self) -> list[PlannedShard]:
+        """Planned shards that neither count yet nor were abandoned."""
+        abandoned = {number for plan in self.plans for number in plan.abandons}
+        return [
+            shard
+            for plan in self.plans
+            for shard in plan.shards()
+            if shard.number not in self.shards and shard.number not in abandoned
+        ]
+
+    def next_shard(self) -> int:
+        """The first shard number that no plan has taken."""
+        return max((plan.first_shard + len(plan.bounds) - 1 for plan in self.plans), default=0)
+
+
+def open_or_create(
+    path: Path, *, encoder: dict[str, Any], encoder_fingerprint: str, modality: str, store_layout: Layout
+) -> Catalogue:
+    """The catalogue of the store at `path`, created if there is none.
+
+    Args:
+        encoder: the encoder's record, JSON-ready.
+
+    Raises:
+        FingerprintMismatchError: the store there holds another encoder's values.
+    """
+    document: dict[str, Any] = {
+        "encoding-type": "embedcache-store",
+        "encoder": encoder,
+        "encoder_fingerprint": encoder_fingerprint,
+        "fingerprint": layout.store_fingerprint(encoder_fingerprint, store_layout),
+        "layout": asdict(store_layout),
+        "modality": modality,
+    }
+    commit.make_directory(path)
+    if not (path / layout.STORE_NAME).exists():
+        commit.publish(path / layout.STORE_NAME, layout.seal(document))
+    catalogue = Catalogue.read(path)
+    _check_fingerprint(catalogue.document["fingerprint"], document["fingerprint"], path / layout.STORE_NAME)
+    return catalogue
+
+
+def publish_plan(path: Path, number: int, plan: Plan) -> bool:
+    """Publishes a plan under its number; False if another process took the number first."""
+    return commit.publish(path / layout.plan_name(number), layout.seal(asdict(plan)))
+
+
+def _read_plan(path: Path) -> Plan:
+    document = layout.unseal(path.read_bytes(), path)
+    try:
+        return Plan(*(document[key] for key in ("ids", "bounds", "first_shard", "batch_size", "abandons")))
+    except KeyError as error:
+        raise StoreFormatError(f"{path}: the plan lacks {error}") from error
+
+
+def _check_fingerprint(found: str, expected: str, path: Path) -> None:
+    if found != expected:
+        raise FingerprintMismatchError(
+            f"{path}: store fingerprint {found[:12]}..., expected {expected[:12]}...: another encoder, preprocessing "
+            "or layout computed it. Name another directory with --store, or go back to the settings that made it "
+            f"(embedcache info {path.parent})"
+        )
