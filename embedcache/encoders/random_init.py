@@ -32,7 +32,7 @@ def write_tiny(preset: str, directory: Path, *, seed: int, reports: Sequence[str
     """Writes a tiny random checkpoint, unless the same one is there.
 
     Args:
-        preset: `tiny-vit` (96-d), `tiny-resnet` (160-d) or `tiny-bert` (128-d).
+        preset: `tiny-vit` (96-d), `tiny-resnet` (384-d) or `tiny-bert` (128-d).
         reports: what the tokenizer of `tiny-bert` is trained on.
 
     Raises:
@@ -96,7 +96,7 @@ def _write_tiny_vit(into: Path, reports: Sequence[str]) -> None:
 
     config = ViTConfig(
         hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192, image_size=128,
-        patch_size=16,
+        patch_size=16, initializer_range=0.1,
     )  # fmt: skip
     ViTModel(config, add_pooling_layer=False).save_pretrained(into)
     ViTImageProcessor(**_IMAGE_PROCESSOR).save_pretrained(into)
@@ -105,7 +105,7 @@ def _write_tiny_vit(into: Path, reports: Sequence[str]) -> None:
 def _write_tiny_resnet(into: Path, reports: Sequence[str]) -> None:
     from transformers import ResNetConfig, ResNetModel, ViTImageProcessor
 
-    config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 160], depths=[1, 1, 1, 1], layer_type="basic")
+    config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 384], depths=[1, 1, 1, 1], layer_type="basic")
     ResNetModel(config).save_pretrained(into)
     ViTImageProcessor(**_IMAGE_PROCESSOR).save_pretrained(into)
 

@@ -23,11 +23,17 @@ class HeadConfig:
     steps is fixed instead of the number of epochs, so that few labels are not also few steps.
     """
 
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 128
     lr: float = 1e-3
     weight_decay: float = 0.05
     dropout: float = 0.1
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - how recipes check this section
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2 or self.lr <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError("expected steps >= 1, batch_size >= 2, lr above 0 and dropout in [0, 1)")
 
 
 def build_head(kind: str, dim: int, n_classes: int, *, dropout: float = 0.1) -> nn.Module:

@@ -22,10 +22,11 @@ from embedcache.metrics.classification import accuracy, auroc, average_precision
 from embedcache.metrics.intervals import Interval, bootstrap, patient_draws
 from embedcache.progress import Progress
 from embedcache.stage_two.adaptor import Adaptor
-from embedcache.stage_two.heads import HeadConfig, fit_predict
+from embedcache.stage_two.heads import HEADS, HeadConfig, fit_predict
 from embedcache.stage_two.tensors import join, opened, resident
 from embedcache.store.store import Store
 
+CONTROLS = ("no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label")
 _CHUNK = 4096
 
 
@@ -45,12 +46,21 @@ class ProbeConfig:
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
     n_seeds: int = 3
     n_draws: int = 2000
-    controls: tuple[str, ...] = ("no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label")
+    controls: tuple[str, ...] = CONTROLS
     head: HeadConfig = field(default_factory=HeadConfig)
     device: str = "auto"
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - how recipes check this section
 
-CONTROLS = ProbeConfig().controls
+    def __post_init__(self) -> None:
+        for name, known in (("heads", HEADS), ("controls", CONTROLS)):
+            unknown = [value for value in getattr(self, name) if value not in known]
+            if unknown:
+                raise ValueError(f"unknown {name} {', '.join(unknown)}; expected some of {', '.join(known)}")
+        if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise ValueError("fractions must be numbers above 0 and at most 1")
+        if self.n_seeds < 1 or self.n_draws < 1:
+            raise ValueError("n_seeds and n_draws must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,6 @@ def probe(
         FingerprintMismatchError: the Adaptor was trained on another encoder's embeddings.
     """
     config = config or ProbeConfig()
-    unknown = set(config.controls) - set(CONTROLS)
-    if unknown:
-        raise ValueError(f"controls {sorted(unknown)}, expected some of {', '.join(CONTROLS)}")
     image_store = opened(image_store)
     device = pick_device(config.device)
     adaptor = _adaptor_for(image_store, run_dir)

@@ -52,6 +52,17 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - how recipes check this section
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2), ("n_layers", 1), ("n_heads", 1), ("ff_dim", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}")
+        if not 0 <= self.warmup < 1 or not 0 <= self.dropout < 1 or self.lr <= 0:
+            raise ValueError("expected warmup and dropout in [0, 1) and lr above 0")
+        if self.projection_dim % self.n_heads:
+            raise ValueError(f"projection_dim ({self.projection_dim}) must be divisible by n_heads ({self.n_heads})")
+
 
 @dataclass(frozen=True)
 class TrainResult:

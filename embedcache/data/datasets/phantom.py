@@ -40,6 +40,12 @@ class PhantomConfig:
     prevalence: float = 0.35
     seed: int = 0
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - how recipes check this section
+
+    def __post_init__(self) -> None:
+        if self.n_images < 1 or self.size < 16 or not 0 < self.prevalence < 1:
+            raise ValueError("expected n_images >= 1, size >= 16 and prevalence between 0 and 1")
+
 
 @dataclass(frozen=True)
 class _Anatomy:

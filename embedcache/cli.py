@@ -1,0 +1,242 @@
+"""The command line: each command parses, calls one library function, prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from embedcache import __version__
+from embedcache.errors import EmbedCacheError
+
+_PATH = click.Path(path_type=Path)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+class _Group(click.Group):
+    """Shows our own errors as one message and gives their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EmbedCacheError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("\nstopped; run the same command again: it goes on where it stopped", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Encode radiographs and reports once, train on the cached embeddings in minutes.
+
+    \b
+    embedcache run pipelines/phantom.yaml
+    embedcache extract manifest.parquet dinov2-s --store cache/mine/dinov2-s
+    """
+
+
+@main.command()
+@click.argument("recipe", type=_PATH)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a field of the recipe.")
+@click.option("--run-dir", type=_PATH, help="Where results go; by default runs/<recipe>/<time>.")
+@_json_option
+def run(recipe: Path, overrides: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
+    """Run a recipe: both stages, every encoder, one table.
+
+    \b
+    embedcache run pipelines/phantom.yaml
+    embedcache run pipelines/shenzhen.yaml --set data.root=path/to/shenzhen
+    """
+    from embedcache.recipe.read import read_recipe
+
+    checked = read_recipe(recipe, overrides)
+    from embedcache.recipe.run import run_recipe, score_table
+
+    result = run_recipe(checked, run_dir=run_dir, say=lambda line: click.echo(line, err=as_json))
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+        return
+    click.echo("\n" + score_table(result.scores))
+    click.echo(f"\nrun directory: {result.run_dir}")
+
+
+@main.command()
+@click.argument("manifest", type=_PATH)
+@click.argument("encoder")
+@click.option("--store", "store_dir", type=_PATH, required=True, help="The store's directory.")
+@click.option("--modality", type=click.Choice(["image", "text"]), help="By default what the checkpoint is.")
+@click.option("--pooling", type=click.Choice(["cls", "mean", "pooler"]))
+@click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a report.")
+@click.option("--compute-dtype", default="float32", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--device", default="auto")
+@click.option("--store-dtype", default="float16", type=click.Choice(["float16", "float32", "bfloat16"]))
+@click.option("--batch-size", default=32, type=click.IntRange(min=1), show_default=True)
+@click.option("--shard-rows", default=1024, type=click.IntRange(min=1), show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Preparing threads; by default one for each core.")
+@click.option("--retry-failed", is_flag=True, help="Try the inputs again that failed before.")
+@click.option("--check-inputs", is_flag=True, help="Read stored images again and refuse changed ones.")
+@_json_option
+def extract(manifest: Path, encoder: str, store_dir: Path, as_json: bool, **options: Any) -> None:
+    """Stage one: run every sample of MANIFEST through ENCODER once.
+
+    Stopped or killed, the same command goes on where it was.
+
+    \b
+    embedcache extract manifest.parquet dinov2-s --store cache/mine/dinov2-s
+    embedcache extract manifest.parquet hf:path/to/checkpoint --store cache/mine/own --pooling mean
+    """
+    from embedcache.data.manifest import Manifest
+
+    read = Manifest.read(manifest)
+    from embedcache.encoders.catalogue import load_encoder
+    from embedcache.stage_one.extract import extract as run_extract
+
+    of_encoder = ("modality", "pooling", "max_length", "compute_dtype", "device")
+    loaded = load_encoder(encoder, **{name: options.pop(name) for name in of_encoder})
+    report = run_extract(read, loaded, store_dir, n_threads=options.pop("threads"), **options)
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+        return
+    for failure in report.failures:
+        click.echo(f"failed {failure.id!r}: {failure.reason}: {failure.message}", err=True)
+    click.echo(
+        f"{report.store}: asked {report.n_asked}, encoded {report.n_embedded}, present {report.n_present}, "
+        f"failed {report.n_failed}, {report.seconds:.1f} s"
+    )
+
+
+@main.command()
+@click.argument("manifest", type=_PATH)
+@click.argument("image_store", type=_PATH)
+@click.argument("text_store", type=_PATH)
+@click.option("--run-dir", type=_PATH, required=True)
+@click.option("--epochs", type=click.IntRange(min=1))
+@click.option("--batch-size", type=click.IntRange(min=2))
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True))
+@click.option("--seed", type=int)
+@click.option("--device")
+@_json_option
+def train(manifest: Path, image_store: Path, text_store: Path, run_dir: Path, as_json: bool, **options: Any) -> None:
+    """Stage two: train an Adaptor on the pairs of two stores.
+
+    \b
+    embedcache train manifest.parquet cache/mine/dinov2-s cache/mine/bert --run-dir runs/mine
+    """
+    from embedcache.data.manifest import Manifest
+    from embedcache.stage_two.train import TrainConfig
+    from embedcache.stage_two.train import train as run_train
+
+    config = TrainConfig(**{name: value for name, value in options.items() if value is not None})
+    result = run_train(Manifest.read(manifest), image_store, text_store, run_dir, config=config)
+    if as_json:
+        facts = {"run_dir": str(run_dir), "best_epoch": result.best_epoch, "history": result.history}
+        click.echo(json.dumps({**facts, "n_train": result.n_train, "n_valid": result.n_valid}))
+        return
+    best = result.history[result.best_epoch]
+    click.echo(
+        f"{result.n_train} training pairs, {result.n_valid} validation pairs, best epoch {result.best_epoch + 1} of "
+        f"{len(result.history)}: validation loss {best['valid_loss']:.3f}\nrun directory: {run_dir}"
+    )
+
+
+@main.command()
+@click.argument("manifest", type=_PATH)
+@click.argument("image_store", type=_PATH)
+@click.option("--label", required=True, help="Name of the manifest's label set.")
+@click.option("--run-dir", type=_PATH, help="A run of 'embedcache train': its Adaptor is applied.")
+@click.option("--text-store", type=_PATH, help="Needed for the control text-as-label.")
+@_json_option
+def probe(
+    manifest: Path, image_store: Path, label: str, run_dir: Path | None, text_store: Path | None, as_json: bool
+) -> None:
+    """Score the embeddings of a store on a label, beside controls.
+
+    \b
+    embedcache probe manifest.parquet cache/mine/dinov2-s --label pneumonia --run-dir runs/mine
+    """
+    from embedcache.data.manifest import Manifest
+    from embedcache.stage_two.probe import probe as run_probe
+
+    result = run_probe(Manifest.read(manifest), image_store, label=label, run_dir=run_dir, text_store=text_store)
+    click.echo(result.scores.to_json(orient="records") if as_json else result.scores.to_string(index=False))
+
+
+@main.command()
+@click.argument("store", type=_PATH)
+@_json_option
+def info(store: Path, as_json: bool) -> None:
+    """Show what a store holds and which encoder made it.
+
+    \b
+    embedcache info cache/phantom/tiny-vit
+    """
+    from embedcache.store.store import open_store
+
+    opened = open_store(store)
+    facts = {
+        "path": str(store),
+        "modality": opened.modality,
+        "rows": len(opened),
+        "failed": len(opened.failures),
+        "unfinished_shards": opened.n_pending_shards,
+        "dim": opened.layout.dim,
+        "dtype": opened.layout.dtype,
+        "fingerprint": opened.fingerprint,
+        "encoder_fingerprint": opened.encoder_fingerprint,
+        "encoder": opened.encoder,
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    facts["encoder"] = opened.encoder.get("name", "made elsewhere")
+    for name, value in facts.items():
+        click.echo(f"{name.replace('_', ' '):20} {value}")
+
+
+@main.command()
+@click.argument("store", type=_PATH)
+@_json_option
+def verify(store: Path, as_json: bool) -> None:
+    """Compare every byte of a store with its digests; exit code 1 if anything is wrong.
+
+    \b
+    embedcache verify cache/phantom/tiny-vit
+    """
+    from dataclasses import asdict
+
+    from embedcache.store.verify import verify_store
+
+    problems = verify_store(store)
+    if as_json:
+        click.echo(json.dumps([asdict(problem) for problem in problems]))
+    else:
+        for problem in problems:
+            click.echo(f"{problem.kind}: {problem.message} ({len(problem.ids)} ids)")
+        click.echo(f"{store}: {'sound' if not problems else f'{len(problems)} problems'}")
+    if problems:
+        raise SystemExit(1)
+
+
+@main.command()
+@_json_option
+def encoders(as_json: bool) -> None:
+    """List the encoders that have a short name.
+
+    \b
+    embedcache encoders
+    """
+    from dataclasses import asdict
+
+    from embedcache.encoders.catalogue import CATALOGUE
+
+    if as_json:
+        click.echo(json.dumps([asdict(entry) for entry in CATALOGUE.values()]))
+        return
+    for entry in CATALOGUE.values():
+        click.echo(f"{entry.name:10} {entry.modality:6} {entry.pooling:7} {entry.licence:11} {entry.source}")
+        click.echo(f"{'':10} {entry.note}")

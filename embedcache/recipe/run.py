@@ -1,0 +1,186 @@
+"""Running a recipe: data, stage one for every encoder, stage two for every pair, one table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from embedcache.data.datasets.phantom import make_phantom
+from embedcache.data.manifest import Manifest
+from embedcache.data.splits import patient_split
+from embedcache.encoders.catalogue import load_encoder
+from embedcache.encoders.random_init import write_random_like, write_tiny
+from embedcache.recipe.schema import EncoderSection, Recipe, TableData
+from embedcache.stage_one.extract import ExtractReport, extract
+from embedcache.stage_two.adaptor import count_parameters
+from embedcache.stage_two.probe import probe
+from embedcache.stage_two.train import train
+from embedcache.store.store import open_store
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Args:
+        run_dir: holds `config.yaml`, `scores.csv` and a directory for each pair of encoders.
+        scores: every probe's rows with `label`, `image` and `text` encoder beside them.
+        reports: what stage one did for each store.
+    """
+
+    run_dir: Path
+    scores: pd.DataFrame
+    reports: list[ExtractReport]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run_dir": str(self.run_dir),
+            "scores": json.loads(self.scores.to_json(orient="records")),
+            "extract": [report.to_json() for report in self.reports],
+        }
+
+
+def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = lambda line: None) -> RunResult:
+    """Runs both stages of a recipe; what the stores hold already is not encoded again.
+
+    Args:
+        run_dir: where results go; by default `runs/<recipe>/<time>`.
+        say: called with a line about each step.
+    """
+    run_dir = Path(run_dir or Path("runs") / recipe.name / time.strftime("%Y-%m-%dT%H-%M-%S"))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    manifest = make_manifest(recipe)
+    for label in recipe.labels:
+        manifest.label(label)  # a wrong label costs no hour of encoding
+    say(f"data      {manifest.name}: {manifest.audit()}")
+    reports = {}
+    for modality, sections in (("image", recipe.encoders.image), ("text", recipe.encoders.text)):
+        for name, section in sections.items():
+            reports[modality, name] = _stage_one(recipe, manifest, modality, name, section, say)
+    scores = pd.concat(
+        [
+            _stage_two(recipe, manifest, run_dir, image, text, say)
+            for image in recipe.encoders.image
+            for text in recipe.encoders.text
+        ],
+        ignore_index=True,
+    )
+    scores.to_csv(run_dir / "scores.csv", index=False)
+    _write_config(recipe, run_dir)
+    return RunResult(run_dir, scores, list(reports.values()))
+
+
+def make_manifest(recipe: Recipe) -> Manifest:
+    """The recipe's manifest, with splits by patient where it asks for them."""
+    data = recipe.data
+    if not isinstance(data, TableData):
+        return make_phantom(data.root, data.config)
+    manifest = Manifest.read(data.root / data.table, name=recipe.name, root=data.root, columns=data.columns)
+    if data.split is None:
+        return manifest
+    frame = manifest.frame.copy()
+    frame["split"] = patient_split(
+        manifest.groups(),
+        manifest.label(data.split.by),
+        valid=data.split.valid,
+        test=data.split.test,
+        seed=data.split.seed,
+    )
+    return Manifest(frame, name=manifest.name, root=manifest.root)
+
+
+def _stage_one(
+    recipe: Recipe, manifest: Manifest, modality: str, name: str, section: EncoderSection, say: Say
+) -> ExtractReport:
+    encoder = load_encoder(
+        _source(recipe, manifest, name, section),
+        modality="image" if modality == "image" else "text",
+        pooling=section.pooling,
+        max_length=section.max_length,
+        compute_dtype=section.compute_dtype,
+    )
+    report = extract(manifest, encoder, recipe.cache / name, **recipe.extract.model_dump())
+    weights = ", random weights: it has learnt nothing" if section.is_random else ""
+    say(
+        f"stage one {name} ({modality}, {encoder.dim}-d{weights}): encoded {report.n_embedded}, "
+        f"present {report.n_present}, failed {report.n_failed} of {report.n_asked}, {report.seconds:.1f} s"
+    )
+    for failure in report.failures[:5]:
+        say(f"          failed {failure.id!r}: {failure.reason}: {failure.message}")
+    return report
+
+
+def _source(recipe: Recipe, manifest: Manifest, name: str, section: EncoderSection) -> str:
+    checkpoint = recipe.cache / "checkpoints" / name
+    if section.tiny is not None:
+        reports = list(manifest.reports().values()) if section.tiny == "tiny-bert" else []
+        return f"hf:{write_tiny(section.tiny, checkpoint, seed=section.seed, reports=reports)}"
+    if section.random_like is not None:
+        like = section.random_like.replace("{data.root}", str(recipe.data.root))
+        return f"hf:{write_random_like(like, checkpoint, seed=section.seed)}"
+    return str(section.source).replace("{data.root}", str(recipe.data.root))
+
+
+def _stage_two(recipe: Recipe, manifest: Manifest, run_dir: Path, image: str, text: str, say: Say) -> pd.DataFrame:
+    image_store, text_store = open_store(recipe.cache / image), open_store(recipe.cache / text)
+    pair_dir = run_dir / f"{image}+{text}"
+    started = time.monotonic()
+    trained = train(manifest, image_store, text_store, pair_dir, config=recipe.train)
+    best = trained.history[trained.best_epoch]
+    say(
+        f"stage two {image} + {text}: Adaptor of {count_parameters(trained.adaptor):,} parameters on "
+        f"{trained.n_train} pairs, best epoch {trained.best_epoch + 1} of {len(trained.history)} "
+        f"(validation loss {best['valid_loss']:.3f}), {time.monotonic() - started:.1f} s"
+    )
+    tables = []
+    for label in recipe.labels:
+        probed = probe(manifest, image_store, label=label, run_dir=pair_dir, text_store=text_store, config=recipe.probe)
+        tables.append(probed.scores.assign(label=label, image=image, text=text))
+    scores = pd.concat(tables, ignore_index=True)
+    say(f"          probed {', '.join(recipe.labels)}, {time.monotonic() - started:.1f} s in all")
+    return scores
+
+
+def _write_config(recipe: Recipe, run_dir: Path) -> None:
+    names = [*recipe.encoders.image, *recipe.encoders.text]
+    stores = {name: open_store(recipe.cache / name) for name in names}
+    resolved = {
+        **recipe.model_dump(mode="json", exclude={"train", "probe", "data"}),
+        "data": recipe.data.model_dump(mode="json"),
+        "train": asdict(recipe.train),
+        "probe": json.loads(json.dumps(asdict(recipe.probe))),
+        "fingerprints": {name: store.fingerprint for name, store in stores.items()},
+    }
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), "utf-8")
+
+
+def score_table(scores: pd.DataFrame, *, metric: str = "auroc") -> str:
+    """One metric as text: a row for each encoder, setting and head, a column for each label fraction."""
+    shown = scores[scores["metric"] == metric]
+    lines = []
+    for (label, class_name), table in shown.groupby(["label", "class"], sort=False):
+        fractions = table.drop_duplicates("fraction")
+        heading = f"{metric} of {label}" + (f", class {class_name}" if class_name else "")
+        lines.append(f"{heading} (test rows {table['n_test'].iloc[0]}, 95% interval over patients and seeds)")
+        columns = [f"{f:.0%} ({n} labels)" for f, n in zip(fractions["fraction"], fractions["n_train"], strict=True)]
+        rows = [["image encoder", "text encoder", "setting", "head", *columns]]
+        for key, group in table.groupby(["image", "text", "control", "head"], sort=False):
+            image, text, control, head = map(str, key)
+            cells = [
+                f"{value:.3f} [{low:.3f}, {high:.3f}]"
+                for value, low, high in group[["value", "low", "high"]].itertuples(index=False)
+            ]
+            rows.append([image, text, control or "with Adaptor", head, *cells])
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.append("")
+    return "\n".join(lines).rstrip()

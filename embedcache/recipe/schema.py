@@ -1,0 +1,103 @@
+"""The fields of a recipe, typed. Unknown fields are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from embedcache.data.datasets.phantom import PhantomConfig
+from embedcache.stage_two.probe import ProbeConfig
+from embedcache.stage_two.train import TrainConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PhantomData(_Section):
+    """The generated phantom dataset, drawn below `root` if it is not there."""
+
+    kind: Literal["phantom"]
+    root: Path
+    config: PhantomConfig = Field(default_factory=PhantomConfig)
+
+
+class SplitSection(_Section):
+    """Splits by patient, balanced by a label; drawn where the table has none."""
+
+    by: str
+    valid: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: int = 0
+
+
+class TableData(_Section):
+    """A CSV or Parquet table below `root`.
+
+    `columns` gives the table's column for each of the manifest's, where they differ.
+    """
+
+    kind: Literal["table"]
+    root: Path
+    table: str
+    columns: dict[str, str] = Field(default_factory=dict)
+    split: SplitSection | None = None
+
+
+class EncoderSection(_Section):
+    """One encoder: a `source` that `load_encoder` takes, or random weights.
+
+    `tiny` writes a tiny random checkpoint; `random_like` writes the architecture of a local checkpoint with random
+    weights. `{data.root}` in a source stands for the data's root.
+    """
+
+    source: str | None = None
+    tiny: Literal["tiny-vit", "tiny-resnet", "tiny-bert"] | None = None
+    random_like: str | None = None
+    seed: int = 0
+    pooling: Literal["cls", "mean", "pooler"] | None = None
+    max_length: int | None = None
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> EncoderSection:
+        given = [name for name in ("source", "tiny", "random_like") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of source, tiny, random_like; found {', '.join(given) or 'none'}")
+        return self
+
+    @property
+    def is_random(self) -> bool:
+        """Whether its weights are drawn, not learnt."""
+        return self.source is None
+
+
+class EncodersSection(_Section):
+    """Image and text encoders by the names that their stores get."""
+
+    image: Annotated[dict[str, EncoderSection], Field(min_length=1)]
+    text: Annotated[dict[str, EncoderSection], Field(min_length=1)]
+
+
+class ExtractSection(_Section):
+    """How stage one runs; see `embedcache.extract`."""
+
+    store_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
+    shard_rows: Annotated[int, Field(ge=1)] = 1024
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    n_threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class Recipe(_Section):
+    """Everything that a run needs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    cache: Path
+    data: Annotated[PhantomData | TableData, Field(discriminator="kind")]
+    encoders: EncodersSection
+    extract: ExtractSection = Field(default_factory=ExtractSection)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    labels: Annotated[list[str], Field(min_length=1)]
+    probe: ProbeConfig = Field(default_factory=ProbeConfig)
