@@ -31,6 +31,7 @@ TEXT_COLUMNS = (
     "site",
     "source",
 )
+_KNOWN_COLUMNS = (*TEXT_COLUMNS, "age", "acquired", "mask")
 _PARQUET_KEY = b"embedcache"
 
 
@@ -95,7 +96,8 @@ class Manifest:
             absent = sorted(set(columns.values()) - set(frame.columns))
             if absent:
                 raise ManifestError(f"{path}: no column {', '.join(absent)}; it has {', '.join(frame.columns)}")
-            frame = frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
+            taken = frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
+            frame = taken.drop(columns=[c for c in set(columns.values()) - set(columns) if c not in _KNOWN_COLUMNS])
         base = path.parent / said["root"] if "root" in said else path.parent
         return cls(frame, name=name or said.get("name", path.stem), root=root or base)
 

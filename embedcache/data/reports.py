@@ -45,11 +45,11 @@ def changed_reports(reports: Iterable[tuple[str, str]], encoded: Mapping[str, np
 
     Args:
         reports: report id and text; ids that were not encoded are passed over.
-        encoded: the digest kept beside each encoded report, (16,) uint8.
+        encoded: the digest kept beside each encoded report, (16,) uint8; all zero means unknown, and passes.
     """
     changed = []
     for report_id, text in reports:
-        if report_id in encoded:
+        if report_id in encoded and encoded[report_id].any():
             try:
                 same = report_digest(text) == encoded[report_id].tobytes()
             except InputError:

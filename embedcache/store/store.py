@@ -5,7 +5,6 @@ Shape notation: n rows, d embedding width.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -73,7 +72,7 @@ class Store:
 
     @cached_property
     def input_digests(self) -> np.ndarray:
-        """First 16 bytes of the SHA-256 of each row's input, (n, 16) uint8."""
+        """First 16 bytes of the SHA-256 of each row's input, (n, 16) uint8; all zero where it is unknown."""
         return self._gathered("input_digests", (0, INPUT_DIGEST_BYTES), np.dtype(np.uint8))
 
     @cached_property
@@ -248,7 +247,6 @@ def save_store(
     if record is None:
         content = digest_arrays([(dtype, codes)])
         record = {"source": "external", "contents": fingerprint({"ids": ids, "embeddings": content})}
-    row_digests = [hashlib.sha256(row.tobytes()).digest()[:INPUT_DIGEST_BYTES] for row in codes]
     catalogue = open_or_create(
         path,
         encoder=record,
@@ -261,7 +259,7 @@ def save_store(
         ids,
         np.zeros(len(ids), np.uint16),
         codes,
-        np.frombuffer(b"".join(row_digests), np.uint8),
+        np.zeros((len(ids), INPUT_DIGEST_BYTES), np.uint8),  # the inputs are unknown here
         failures=[],
     )
     data = build_shard(rows, catalogue.document)
