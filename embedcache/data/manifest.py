@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -123,7 +124,7 @@ class Manifest:
     @property
     def tasks(self) -> dict[str, str]:
         """The kind of task of each label set: `binary` or `multi-class`."""
-        return {name: "binary" if self.label(name).max() <= 1 else "multi-class" for name in self.labels}
+        return {name: "multi-class" if (self.label(name) > 1).any() else "binary" for name in self.labels}
 
     def label(self, name: str) -> np.ndarray:
         """Values of one label set, (n,) float64, NaN where blank.
@@ -188,13 +189,16 @@ def _read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    data = path.read_bytes()
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise ManifestError(
-            f"{path}: not UTF-8 near line {line} (byte {error.start}); save it as UTF-8 and read it again"
+            f"{path}: not UTF-8 at line {line} (byte {error.start}); save it as UTF-8 and read it again"
         ) from error
+    try:
+        return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ManifestError(f"{path}: not a readable CSV file ({error})") from error
 

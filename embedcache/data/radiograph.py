@@ -55,15 +55,15 @@ def read_radiograph(path: Path, policy: DecodePolicy) -> Radiograph:
 def _read_regular(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
-    except OSError as error:
-        raise InputError("unreadable", f"the file cannot be opened ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb") as handle:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InputError("not-a-file", "its path is not a regular file")
         try:
-            data = handle.read()
-        except OSError as error:
-            raise InputError("unreadable", f"the file cannot be read ({error.strerror})") from error
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputError("not-a-file", "its path is not a regular file")
+            with os.fdopen(descriptor, "rb", closefd=False) as handle:
+                data = handle.read()
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise InputError("unreadable", f"the file cannot be read ({error.strerror})") from error
     if not data:
         raise InputError("empty-file", "the file has no bytes")
     return data

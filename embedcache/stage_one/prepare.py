@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable
 
 from embedcache.encoders.base import Prepared
@@ -71,4 +72,6 @@ def in_order(jobs: Iterable[Job], *, n_threads: int | None, ahead: int) -> Gener
             yield result
     finally:
         window.close()
-        outcomes.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # joblib counts what a stopped run leaves unused
+            outcomes.close()

@@ -257,9 +257,7 @@ HOSTILE = {
         "SoftLink",
     ),
     "external storage": (
-        lambda f: replace(
-            f, "embeddings", shape=(2, 8), dtype="f4", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]
-        ),
+        lambda f: replace(f, "embeddings", shape=(2, 8), dtype="f4", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
         "external files",
     ),
     "virtual dataset": (

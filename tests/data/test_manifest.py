@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedcache import Manifest
+from embedcache.errors import InputError, ManifestError
+
+
+def frame(**columns: object) -> pd.DataFrame:
+    return pd.DataFrame({"id": ["a", "b", "c"], "image": ["a.png", "b.png", "c.png"], **columns})
+
+
+def test_parquet_round_trip_keeps_everything(tmp_path: Path) -> None:
+    original = Manifest(
+        frame(**{"report": ["x", "", "NA"], "label.y": [1, None, 0], "age": [3, 4, 5], "own": ["p", "q", "r"]}),
+        name="made",
+        root=tmp_path / "images",
+    )
+    original.write(tmp_path / "manifests" / "m.parquet")
+    read = Manifest.read(tmp_path / "manifests" / "m.parquet")
+    pd.testing.assert_frame_equal(read.frame, original.frame)
+    assert read.name == "made"
+    assert read.root.resolve() == (tmp_path / "images").resolve()
+    assert read.tasks == {"y": "binary"}
+
+
+def test_csv_is_read_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text('\ufeffid,image,report,label.y\n001,1.png,NA,1\nnull,2.png,"two\nlines",\n 3,3.png,,0\n', "utf-8")
+    manifest = Manifest.read(path)
+    assert manifest.frame["id"].tolist() == ["001", "null", " 3"]
+    assert manifest.frame["report"].tolist() == ["NA", "two\nlines", ""]
+    np.testing.assert_array_equal(manifest.label("y"), [1, np.nan, 0])
+    assert manifest.name == "m"
+    assert manifest.root == tmp_path
+
+
+def test_columns_are_taken_from_others(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("id,file,tb,report\nx,x.png,1,r\n", "utf-8")
+    manifest = Manifest.read(path, columns={"image": "file", "patient": "id", "label.tb": "tb"})
+    assert manifest.frame[["id", "image", "patient", "label.tb"]].iloc[0].tolist() == ["x", "x.png", "x", 1.0]
+    assert "tb" not in manifest.frame
+    with pytest.raises(ManifestError, match="no column tuber; it has id, file, tb, report"):
+        Manifest.read(path, columns={"label.tb": "tuber"})
+
+
+def test_not_utf8_names_line_and_byte(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_bytes(b"id,image\na,a.png\nb,\xff.png\n")
+    with pytest.raises(ManifestError, match=r"not UTF-8 at line 3 \(byte 19\)"):
+        Manifest.read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.csv", b"", "not a readable CSV"),
+        ("m.csv", b'id,image\n"a,b\n', "not a readable CSV"),
+        ("m.parquet", b"PAR1 cut short", "not a readable Parquet"),
+        ("m.xlsx", b"x", "expected .parquet or .csv"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ManifestError, match=message):
+        Manifest.read(tmp_path / name)
+
+
+def test_no_manifest_there(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"none\.csv: no manifest there"):
+        Manifest.read(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": ["a", "b", "a"]}, r"id 'a' stands in rows 0 and 2"),
+        ({"id": ["a", "", "c"]}, "row 1: the id is empty"),
+        ({"id": ["a", "b\0", "c"]}, "row 1: the id is empty or holds NUL"),
+        ({"id": [1, 2, 3]}, "row 0, column id: int.*1.*, expected text"),
+        ({"report": ["x", "y", "z"], "report_id": ["r", "r", "s"]}, "report_id 'r': more than one text"),
+        ({"split": ["train", "test", "dev"]}, "unknown split 'dev', expected train, valid, test"),
+        ({"label.y": ["1", "yes", ""]}, "label.y of id 'b' is 'yes', expected 0, 1"),
+        ({"label.y": [0.5, 1, 0]}, "label.y of id 'a' is"),
+    ],
+)
+def test_what_a_manifest_refuses(columns: dict, message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        Manifest(frame(**columns), name="m", root=".")
+
+
+def test_missing_columns_are_named() -> None:
+    with pytest.raises(ManifestError, match="no column image; it has id"):
+        Manifest(pd.DataFrame({"id": ["a"]}), name="m", root=".")
+
+
+def test_ids_are_compared_byte_for_byte() -> None:
+    ids = ["é", "e\u0301", "E", " e", "1", "1.0"]  # composed and decomposed are two ids
+    made = Manifest(pd.DataFrame({"id": ids, "image": "x.png"}), name="m", root=".")
+    assert made.frame["id"].tolist() == ids
+
+
+def test_rows_may_be_in_several_splits() -> None:
+    manifest = Manifest(frame(split=["train", "train+test", ""]), name="m", root=".")
+    np.testing.assert_array_equal(manifest.in_split("train"), [True, True, False])
+    np.testing.assert_array_equal(manifest.in_split("test"), [False, True, False])
+    with pytest.raises(ManifestError, match="split 'dev'"):
+        manifest.in_split("dev")
+
+
+def test_reports_are_listed_once() -> None:
+    manifest = Manifest(frame(report=["one", "one", "two"], report_id=["r", "r", ""]), name="m", root=".")
+    assert manifest.reports() == {"r": "one", "c": "two"}
+
+
+def test_a_wrong_label_names_those_there_are() -> None:
+    with pytest.raises(ManifestError, match="no label 'z'; it has y"):
+        Manifest(frame(**{"label.y": [0, 1, 0]}), name="m", root=".").label("z")
+
+
+def test_groups_fall_back_to_the_row_where_the_patient_is_blank() -> None:
+    groups = Manifest(frame(patient=["p", "", "p"]), name="m", root=".").groups()
+    assert groups[0] == groups[2] != groups[1]
+
+
+def test_paths_stay_inside_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "in.png").write_bytes(b"x")
+    (tmp_path / "out.png").write_bytes(b"x")
+    (root / "link.png").symlink_to(tmp_path / "out.png")
+    manifest = Manifest(frame(), name="m", root=root)
+    assert manifest.path("in.png") == (root / "in.png").resolve()
+    for path, reason in {
+        "../out.png": "outside-root",
+        str(tmp_path / "out.png"): "outside-root",
+        "link.png": "outside-root",
+        "none.png": "missing",
+        "": "no-path",
+        "a\0b": "no-path",
+    }.items():
+        with pytest.raises(InputError) as caught:
+            manifest.path(path)
+        assert caught.value.reason == reason
+
+
+def test_audit_counts_what_stands_in_two_splits(tmp_path: Path) -> None:
+    for name, content in {"a.png": b"same", "b.png": b"same", "c.png": b"other"}.items():
+        (tmp_path / name).write_bytes(content)
+    leaky = frame(split=["train", "test", "test"], patient=["p", "q", "p"], report=["r", "s", "r"])
+    audit = Manifest(leaky, name="m", root=tmp_path).audit()
+    assert (audit.shared_patients, audit.shared_reports, audit.shared_files) == (1, 1, 1)
+    assert audit.patients_known
+    assert audit.leaks
+    assert "1 patients, 1 report texts, 1 identical files" in str(audit)
+    unknown = Manifest(frame(split=["train", "test", "test"]), name="m", root=tmp_path).audit(files=False)
+    assert not unknown.patients_known
+    assert "patients unknown" in str(unknown)
+    assert "files not read" in str(unknown)
+    assert not unknown.leaks
+
+
+def test_audit_counts_an_image_that_a_rule_puts_into_two_splits(tmp_path: Path) -> None:
+    both = Manifest(frame(split=["train+test", "test", "test"], patient=["p", "q", "r"]), name="m", root=tmp_path)
+    assert both.audit(files=False).shared_patients == 1
