@@ -1,0 +1,118 @@
+"""The command line: messages, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import embedcache
+from embedcache.cli import main
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_shows_an_example(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert f"embedcache {command}" in result.output
+
+
+def test_the_whole_way_by_hand(make_manifest, checkpoints: Path, tmp_path: Path) -> None:
+    manifest = make_manifest(40)
+    (manifest.root / manifest.frame["image"][5]).write_bytes(b"")
+    manifest.write(tmp_path / "m.parquet")
+    image, text, run = tmp_path / "image", tmp_path / "text", tmp_path / "run"
+    done = call("extract", tmp_path / "m.parquet", f"hf:{checkpoints / 'vit'}", "--store", image, "--pooling", "mean")
+    assert done.exit_code == 0, done.output
+    assert "asked 40, encoded 39, present 0, failed 1" in done.output
+    assert "failed 's005': empty-file: the file has no bytes" in done.output
+    done = call("extract", tmp_path / "m.parquet", f"hf:{checkpoints / 'bert'}", "--store", text, "--json")
+    assert json.loads(done.stdout)["n_embedded"] == 40
+    done = call("train", tmp_path / "m.parquet", image, text, "--run-dir", run, "--epochs", 1, "--batch-size", 8)
+    assert done.exit_code == 0, done.output
+    assert "training pairs" in done.output
+    done = call("probe", tmp_path / "m.parquet", image, "--label", "opacity", "--run-dir", run, "--json")
+    assert {"control", "head", "fraction", "metric", "value", "low", "high", "n_train"} <= set(
+        json.loads(done.stdout)[0]
+    )
+    facts = json.loads(call("info", image, "--json").stdout)
+    assert (facts["rows"], facts["failed"], facts["dim"]) == (39, 1, 96)
+    assert "unfinished shards" in call("info", image).output
+    assert "sound" in call("verify", image).output
+
+
+def test_verify_fails_on_a_damaged_store(make_manifest, image_encoder, tmp_path: Path) -> None:
+    embedcache.extract(make_manifest(4), image_encoder, tmp_path / "s")
+    shard = next((tmp_path / "s").glob("*.h5"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    result = call("verify", tmp_path / "s")
+    assert result.exit_code == 1
+    assert "damaged" in result.output
+    assert json.loads(call("verify", tmp_path / "s", "--json").stdout)[0]["kind"] == "damaged"
+
+
+def test_encoders_are_listed() -> None:
+    assert "hf:facebook/dinov2-small" in call("encoders").output
+    assert {"dinov2-s", "minilm"} <= {entry["name"] for entry in json.loads(call("encoders", "--json").stdout)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["info", "nowhere"], 2, "no store there"),
+        (["run", "nowhere.yaml"], 2, "no recipe there"),
+        (["extract", "nowhere.csv", "minilm", "--store", "s"], 2, "no manifest there"),
+        (["probe", "nowhere.csv", "s", "--label", "y"], 2, "no manifest there"),
+        (["extract"], 2, "Missing argument"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_code_2(
+    tmp_path: Path, monkeypatch, arguments: list[str], code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_damaged_store_is_a_fault(tmp_path: Path) -> None:
+    import numpy as np
+
+    embedcache.save_store(tmp_path / "s", ["a"], np.ones((1, 2), np.float32))
+    (tmp_path / "s" / "store.json").write_bytes(b"{}")
+    result = call("info", tmp_path / "s")
+    assert result.exit_code == 1
+    assert "not a sealed store document" in result.output
+
+
+def test_interrupted_it_says_how_to_go_on_and_goes_on(make_manifest, checkpoints: Path, tmp_path: Path) -> None:
+    make_manifest(400).write(tmp_path / "m.parquet")
+    command = [
+        sys.executable, "-m", "embedcache", "extract", str(tmp_path / "m.parquet"), f"hf:{checkpoints / 'vit'}",
+        "--store", str(tmp_path / "s"), "--pooling", "mean", "--shard-rows", "8", "--batch-size", "4",
+    ]  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path).glob("s/shard-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors.decode()
+    assert b"run the same command again" in errors
+    done = subprocess.run([*command, "--json"], capture_output=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["n_present"] > 0
+    assert report["n_asked"] == 400 == report["n_embedded"] + report["n_present"]
+    assert embedcache.verify_store(tmp_path / "s") == []

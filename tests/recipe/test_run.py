@@ -1,0 +1,104 @@
+"""A small recipe from end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import embedcache
+from embedcache.errors import ManifestError
+from embedcache.recipe.read import read_recipe
+from embedcache.recipe.run import run_recipe, score_table
+from embedcache.recipe.schema import Recipe
+
+SMALL = """\
+name: small
+cache: {root}/cache
+data:
+  kind: phantom
+  root: {root}/dataset
+  config: {{n_images: 80, size: 64}}
+encoders:
+  image:
+    vit: {{tiny: tiny-vit, pooling: mean}}
+    again: {{random_like: "hf:{root}/cache/checkpoints/vit", seed: 3, pooling: mean}}
+  text:
+    bert: {{tiny: tiny-bert}}
+train: {{epochs: 2, batch_size: 32, projection_dim: 24, ff_dim: 32}}
+labels: [effusion]
+probe: {{n_seeds: 1, n_draws: 50, fractions: [0.1, 1.0], head: {{steps: 5}}}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL.format(root=tmp_path))
+    return read_recipe(path)
+
+
+def test_both_stages_from_one_recipe(recipe: Recipe, tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = run_recipe(recipe, run_dir=tmp_path / "run", say=lines.append)
+    said = "\n".join(lines)
+    assert "random weights: it has learnt nothing" in said
+    assert [r.n_embedded for r in result.reports] == [80, 80, 80]
+    assert set(result.scores["image"]) == {"vit", "again"}
+    assert set(result.scores["control"]) == {
+        "", "no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label"
+    }  # fmt: skip
+    for name in ("vit", "again", "bert"):
+        assert embedcache.verify_store(recipe.cache / name) == []
+    for pair in ("vit+bert", "again+bert"):
+        assert embedcache.Adaptor.from_pretrained(tmp_path / "run" / pair).config.projection_dim == 24
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["fingerprints"]["vit"] == embedcache.open_store(recipe.cache / "vit").fingerprint
+    assert config["train"]["epochs"] == 2
+    saved = pd.read_csv(tmp_path / "run" / "scores.csv", keep_default_na=False)
+    assert len(saved) == len(result.scores)
+    table = score_table(result.scores)
+    assert "auroc of effusion" in table
+    assert "with Adaptor" in table
+    assert table.count("text-as-label") == 4
+    again = run_recipe(recipe, run_dir=tmp_path / "again")
+    assert [(r.n_embedded, r.n_present) for r in again.reports] == [(0, 80)] * 3
+    pd.testing.assert_frame_equal(again.scores, result.scores)
+
+
+def test_a_wrong_label_is_found_before_anything_is_encoded(recipe: Recipe, tmp_path: Path) -> None:
+    wrong = recipe.model_copy(update={"labels": ["efusion"]})
+    with pytest.raises(ManifestError, match="no label 'efusion'; it has opacity, effusion, cardiomegaly"):
+        run_recipe(wrong, run_dir=tmp_path / "run")
+    assert not recipe.cache.exists()
+
+
+def test_a_table_of_ones_own(tmp_path: Path, checkpoints: Path, make_manifest) -> None:
+    manifest = make_manifest(40)
+    table = manifest.frame[["id", "image", "report", "patient", "label.opacity"]]
+    table.rename(columns={"label.opacity": "finding", "image": "file"}).to_csv(manifest.root / "t.csv", index=False)
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        f"""\
+name: own
+cache: {tmp_path}/cache
+data:
+  kind: table
+  root: {manifest.root}
+  table: t.csv
+  columns: {{image: file, label.opacity: finding}}
+  split: {{by: opacity, valid: 0.1, test: 0.3}}
+encoders:
+  image: {{vit: {{source: "hf:{checkpoints}/vit", pooling: mean}}}}
+  text: {{bert: {{source: "hf:{checkpoints}/bert"}}}}
+train: {{epochs: 1, batch_size: 8, projection_dim: 24, ff_dim: 32}}
+labels: [opacity]
+probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], head: {{steps: 100}}}}
+"""
+    )
+    result = run_recipe(read_recipe(path), run_dir=tmp_path / "run")
+    scores = result.scores
+    alone = scores[(scores["control"] == "no-adaptor") & (scores["metric"] == "auroc")]
+    assert alone["value"].item() > 0.9  # a bright square is easy to see
