@@ -25,7 +25,7 @@ class _Group(click.Group):
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("\nstopped; run the same command again: it goes on where it stopped", err=True)
+            click.echo("\nstopped; finished shards are kept: run the same command again to go on", err=True)
             ctx.exit(130)
 
 
@@ -104,6 +104,8 @@ def extract(manifest: Path, encoder: str, store_dir: Path, as_json: bool, **opti
         return
     for failure in report.failures:
         click.echo(f"failed {failure.id!r}: {failure.reason}: {failure.message}", err=True)
+    if report.failures:
+        click.echo("to try failed inputs again: --retry-failed", err=True)
     click.echo(
         f"{report.store}: asked {report.n_asked}, encoded {report.n_embedded}, present {report.n_present}, "
         f"failed {report.n_failed}, {report.seconds:.1f} s"
@@ -134,8 +136,7 @@ def train(manifest: Path, image_store: Path, text_store: Path, run_dir: Path, as
     config = TrainConfig(**{name: value for name, value in options.items() if value is not None})
     result = run_train(Manifest.read(manifest), image_store, text_store, run_dir, config=config)
     if as_json:
-        facts = {"run_dir": str(run_dir), "best_epoch": result.best_epoch, "history": result.history}
-        click.echo(json.dumps({**facts, "n_train": result.n_train, "n_valid": result.n_valid}))
+        click.echo(json.dumps(result.to_json()))
         return
     best = result.history[result.best_epoch]
     click.echo(

@@ -61,6 +61,14 @@ class FingerprintMismatchError(UserError, ValueError):
     """Values computed by one encoder were about to be mixed with, or taken for, another's."""
 
 
+class DeviceError(UserError, ValueError):
+    """A device that this machine does not have."""
+
+
+class RunNotFoundError(UserError, FileNotFoundError):
+    """No trained Adaptor in a run directory."""
+
+
 class MissingIdsError(UserError, KeyError):
     """Ids that a store does not hold."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from embedcache.data.manifest import SPLITS, Manifest
@@ -41,24 +41,29 @@ class AuditReport:
         return f"{rows}; in more than one split: {patients}, {self.shared_reports} report texts, {files}"
 
 
-def audit(manifest: Manifest, *, files: bool) -> AuditReport:
+def audit(manifest: Manifest, *, files: bool | Mapping[str, bytes]) -> AuditReport:
     """Counts what stands in more than one split; see `Manifest.audit`."""
     frame = manifest.frame
     splits = [frozenset(value.split("+")) - {""} for value in frame["split"]]
 
-    def shared(keys: Iterable[str | None]) -> int:
-        where: dict[str, set[str]] = defaultdict(set)
+    def shared(keys: Iterable[str | bytes | None]) -> int:
+        where: dict[str | bytes, set[str]] = defaultdict(set)
         for key, of_row in zip(keys, splits, strict=True):
             if key:
                 where[key] |= of_row
         return sum(len(found) > 1 for found in where.values())
 
+    digests: Iterable[str | bytes | None] | None = None
+    if isinstance(files, Mapping):
+        digests = map(files.get, frame["id"])
+    elif files:
+        digests = map(_digest_of(manifest), frame["image"])
     return AuditReport(
         n_rows={split: int(manifest.in_split(split).sum()) for split in SPLITS},
         patients_known=bool((frame["patient"] != "").all()),
         shared_patients=shared(frame["patient"]),
-        shared_reports=shared(frame["report"]),
-        shared_files=shared(map(_digest_of(manifest), frame["image"])) if files else -1,
+        shared_reports=shared(" ".join(report.split()) for report in frame["report"]),
+        shared_files=shared(digests) if digests is not None else -1,
     )
 
 

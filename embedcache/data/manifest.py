@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from embedcache.errors import InputError, ManifestError, some_ids
+from embedcache.ids import unusable_ids
 
 if TYPE_CHECKING:
     from embedcache.data.audit import AuditReport
@@ -163,14 +165,19 @@ class Manifest:
         root = self.root.resolve()
         try:
             path = (root / relative).resolve(strict=True)
-        except OSError as error:
-            raise InputError("missing", f"no file at its path below the root ({error.strerror})") from error
+        except (OSError, RuntimeError, ValueError) as error:  # a symlink loop is a RuntimeError in Python 3.11
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise InputError("missing", f"no file at its path below the root ({reason})") from error
         if not path.is_relative_to(root):
             raise InputError("outside-root", "its path leads outside the manifest's root")
         return path
 
-    def audit(self, *, files: bool = True) -> AuditReport:
-        """Counts patients, reports and, with `files`, identical image files that stand in several splits."""
+    def audit(self, *, files: bool | Mapping[str, bytes] = True) -> AuditReport:
+        """Counts patients, reports and identical image files that stand in several splits.
+
+        Args:
+            files: whether to read every image file, or a digest for each id, as a store keeps them.
+        """
         from embedcache.data.audit import audit
 
         return audit(self, files=files)
@@ -197,10 +204,17 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise ManifestError(
             f"{path}: not UTF-8 at line {line} (byte {error.start}); save it as UTF-8 and read it again"
         ) from error
+    header = next(csv.reader(io.StringIO(text, newline="")), [])
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise ManifestError(f"{path}: the header names {', '.join(repeated)} more than once; keep one of each")
     try:
-        return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ManifestError(f"{path}: not a readable CSV file ({error})") from error
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas would take the first column as an index
+        raise ManifestError(f"{path}: rows have more fields than the {len(header)} of the header; name every column")
+    return frame
 
 
 def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -217,6 +231,7 @@ def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         frame[column] = _as_text(given, name, column)
     frame["report_id"] = frame["report_id"].where(frame["report_id"] != "", frame["id"])
     _check_ids(frame["id"], name)
+    _check_characters(frame["report_id"], name)
     _check_reports(frame, name)
     unknown = sorted({p for value in frame["split"].unique() for p in value.split("+")} - {*SPLITS, ""})
     if unknown:
@@ -241,9 +256,7 @@ def _as_text(values: pd.Series, name: str, column: str) -> pd.Series:
 
 
 def _check_ids(ids: pd.Series, name: str) -> None:
-    unusable = np.flatnonzero((ids == "") | ids.str.contains("\0", regex=False))
-    if len(unusable):
-        raise ManifestError(f"{name}: row {unusable[0]}: the id is empty or holds NUL; every row needs an id")
+    _check_characters(ids, name)
     twice = ids.duplicated(keep="first")
     if twice.any():
         second = int(np.flatnonzero(twice)[0])
@@ -252,6 +265,13 @@ def _check_ids(ids: pd.Series, name: str) -> None:
             f"{name}: id {ids[second]!r} stands in rows {first} and {second} (counted from 0), and "
             f"{int(twice.sum())} row(s) in all repeat an id; every image needs an id of its own"
         )
+
+
+def _check_characters(ids: pd.Series, name: str) -> None:
+    unusable = unusable_ids(ids)
+    if unusable:
+        row, fault = unusable[0]
+        raise ManifestError(f"{name}: row {row}: the {ids.name} {fault}; {len(unusable)} row(s) in all have such ids")
 
 
 def _check_reports(frame: pd.DataFrame, name: str) -> None:

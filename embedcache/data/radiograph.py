@@ -48,11 +48,16 @@ def read_radiograph(path: Path, policy: DecodePolicy) -> Radiograph:
     Raises:
         InputError: not a regular file, not readable, of another format, too large, truncated or corrupt.
     """
-    data = _read_regular(path)
+    data = read_regular(path)
     return Radiograph(_decode(data, policy), input_digest(data))
 
 
-def _read_regular(path: Path) -> bytes:
+def read_regular(path: Path) -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        InputError: not a regular file, not readable, or empty.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
         try:
@@ -76,6 +81,8 @@ def _decode(data: bytes, policy: DecodePolicy) -> np.ndarray:
         raise InputError("unknown-format", f"not a {' or '.join(policy.formats)} file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError("too-large", f"more pixels than the limit of {policy.max_pixels:,}") from error
+    except MemoryError:
+        raise
     except Exception as error:
         raise InputError("corrupt", f"its header cannot be read ({type(error).__name__})") from error
     with image:
@@ -87,6 +94,8 @@ def _decode(data: bytes, policy: DecodePolicy) -> np.ndarray:
         try:
             image.load()
             return _to_rgb(image, policy)
+        except MemoryError:
+            raise
         except Exception as error:
             raise InputError(
                 "truncated", f"its pixels cannot be decoded to the end ({type(error).__name__})"

@@ -85,10 +85,6 @@ class Encoder(Protocol):
         """
         ...
 
-    def neutral(self) -> Prepared:
-        """An input that stands in the batch for a sample that failed."""
-        ...
-
     def encode(self, batch: Sequence[Prepared]) -> Encoded:
         """Runs the model on b prepared samples."""
         ...

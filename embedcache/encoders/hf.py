@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from embedcache.data.radiograph import DecodePolicy, read_radiograph
 from embedcache.data.reports import clean_report
@@ -29,7 +30,7 @@ from embedcache.encoders.base import (
     freeze,
     run_notes,
 )
-from embedcache.errors import EncoderError
+from embedcache.errors import EncoderError, InputError
 from embedcache.fingerprint import fingerprint, input_digest
 
 _POOLINGS = ("cls", "mean", "pooler")
@@ -47,8 +48,9 @@ class _Checkpoint:
 
     @classmethod
     def parse(cls, source: str) -> _Checkpoint:
-        if Path(source).is_dir():
-            return cls(source, None, Path(source).resolve().name)
+        local = Path(source).expanduser()
+        if local.is_dir():
+            return cls(str(local), None, local.resolve().name)
         if source.startswith((".", "/", "~")):
             raise EncoderError(f"hf:{source}: no such directory; give a local directory or a hub name")
         location, _, revision = source.partition("@")
@@ -59,11 +61,12 @@ class _Checkpoint:
         """Arguments for `from_pretrained`; its errors become ours, with the command to run."""
         try:
             yield {"revision": self.revision} if self.revision else {}
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            revision = f" --revision {self.revision}" if self.revision else ""
             remedy = (
-                f"check that the directory holds a {what} in the transformers format"
+                f"check that the directory holds a whole {what} in the transformers format"
                 if Path(self.location).is_dir()
-                else f"fetch it once with 'hf download {self.location}' (gated: 'hf auth login' first)"
+                else f"fetch it once with 'hf download {self.location}{revision}' (gated: 'hf auth login' first)"
             )
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise EncoderError(
@@ -84,8 +87,8 @@ class HfImageEncoder:
             self._processor = AutoImageProcessor.from_pretrained(checkpoint.location, **where)
         self._policy = DecodePolicy()
         self._device = pick_device(device)
-        self._pooling = pooling or "cls"
-        model = _load_model(checkpoint, self._pooling)
+        model = _load_model(checkpoint, pooling)
+        self._pooling = _image_pooling(model, pooling, checkpoint)
         self.dim = _width(model.config, checkpoint)
         identity = {
             **_identity(model, self.modality, self._pooling, compute_dtype, self.dim),
@@ -102,9 +105,6 @@ class HfImageEncoder:
         radiograph = read_radiograph(Path(sample), self._policy)
         return Prepared(self._transform(radiograph.pixels), radiograph.digest)
 
-    def neutral(self) -> Prepared:
-        return Prepared(self._transform(np.zeros((64, 64, 3), np.uint8)), bytes(16))
-
     def encode(self, batch: Sequence[Prepared]) -> Encoded:
         """Runs the model on b prepared images."""
         pixels = torch.stack([p.inputs for p in batch]).to(self._device, self._dtype)
@@ -114,7 +114,8 @@ class HfImageEncoder:
 
     def _transform(self, pixels: np.ndarray) -> torch.Tensor:
         channels_first = torch.from_numpy(pixels).permute(2, 0, 1)
-        return self._processor(channels_first, return_tensors="pt")["pixel_values"][0]
+        with _refusing("transform", "the encoder's image processor refused it"):
+            return self._processor(channels_first, return_tensors="pt")["pixel_values"][0]
 
 
 class HfTextEncoder:
@@ -137,12 +138,13 @@ class HfTextEncoder:
         checkpoint = _Checkpoint.parse(source)
         with checkpoint.loading("tokenizer") as where:
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **where)
+        self._tokenizer.padding_side = "right"  # else a row's values would depend on its neighbours' lengths
         self._tokenizing = threading.Lock()  # a fast tokenizer keeps its truncation as state
         self._device = pick_device(device)
         self._pooling = pooling or _sentence_pooling(checkpoint) or "mean"
         model = _load_model(checkpoint, self._pooling)
         self.dim = _width(model.config, checkpoint)
-        self._max_length = _max_length(self._tokenizer, model.config, max_length, checkpoint)
+        self._max_length = _max_length(self._tokenizer, model, max_length, checkpoint)
         identity = {
             **_identity(model, self.modality, self._pooling, compute_dtype, self.dim),
             "tokenizer": _tokenizer_identity(self._tokenizer, checkpoint),
@@ -156,10 +158,9 @@ class HfTextEncoder:
     def prepare(self, sample: Path | str) -> Prepared:
         """Cleans and tokenises one report."""
         text = clean_report(str(sample))
-        return Prepared(*self._tokenise(text, input_digest(text.encode("utf-8"))))
-
-    def neutral(self) -> Prepared:
-        return Prepared(*self._tokenise("", bytes(16)))
+        with self._tokenizing, _refusing("tokenise", "the encoder's tokenizer refused it"):
+            inputs = dict(self._tokenizer(text, truncation=True, max_length=self._max_length))
+        return Prepared(inputs, input_digest(text.encode("utf-8")), len(inputs["input_ids"]))
 
     def encode(self, batch: Sequence[Prepared]) -> Encoded:
         """Runs the model on b tokenised reports, padded to the longest of them."""
@@ -168,17 +169,12 @@ class HfTextEncoder:
             output = self._model(**padded)
             return _encoded(_pool(output, self._pooling, mask=padded["attention_mask"]))
 
-    def _tokenise(self, text: str, digest: bytes) -> tuple[dict[str, list[int]], bytes, int]:
-        with self._tokenizing:
-            inputs = dict(self._tokenizer(text, truncation=True, max_length=self._max_length))
-        return inputs, digest, len(inputs["input_ids"])
-
 
 def guess_modality(source: str) -> Modality:
-    """Image or text, by which of an image processor's and a tokenizer's files the checkpoint has.
+    """Image or text, by whether the model's config speaks of channels or of a vocabulary.
 
     Raises:
-        EncoderError: both or neither; the caller must say which.
+        EncoderError: both or neither.
     """
     from transformers import AutoConfig
 
@@ -194,12 +190,21 @@ def guess_modality(source: str) -> Modality:
     return "image" if is_image else "text"
 
 
-def _load_model(checkpoint: _Checkpoint, pooling: str) -> Any:
+@contextlib.contextmanager
+def _refusing(reason: str, message: str) -> Iterator[None]:
+    """What a library cannot prepare costs its own row; the message holds none of the input."""
+    try:
+        yield
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InputError(reason, f"{message} ({type(error).__name__})") from error
+
+
+def _load_model(checkpoint: _Checkpoint, pooling: str | None) -> Any:
     """The model with every weight from the checkpoint; a missing one is an error, never a random layer."""
     from transformers import AutoModel
     from transformers.utils import logging
 
-    if pooling not in _POOLINGS:
+    if pooling not in (None, *_POOLINGS):
         raise EncoderError(f"hf:{checkpoint.name}: pooling {pooling!r}, expected one of {', '.join(_POOLINGS)}")
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers would only warn of is checked below
@@ -277,8 +282,20 @@ def _width(config: Any, checkpoint: _Checkpoint) -> int:
     raise EncoderError(f"hf:{checkpoint.name}: its config names no hidden size, so its width is unknown")
 
 
-def _max_length(tokenizer: Any, config: Any, asked: int | None, checkpoint: _Checkpoint) -> int:
-    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 10**9))
+def _image_pooling(model: Any, asked: str | None, checkpoint: _Checkpoint) -> str:
+    """What was asked for, else `cls` where the model has such a token and `mean` where not."""
+    names = (name.split(".")[-1] for name, _ in model.named_parameters())
+    has_class_token = any(name in ("cls_token", "class_embedding") for name in names)
+    if asked == "cls" and not has_class_token:
+        raise EncoderError(f"hf:{checkpoint.name}: the model has no class token; choose pooling mean or pooler")
+    return asked or ("cls" if has_class_token else "mean")
+
+
+def _max_length(tokenizer: Any, model: Any, asked: int | None, checkpoint: _Checkpoint) -> int:
+    positions = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(positions, "padding_idx", None)  # RoBERTa counts positions from behind its padding index
+    taken = padding + 1 if padding is not None else 0
+    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 10**9) - taken)
     wanted = asked or _sentence_setting(checkpoint, "sentence_bert_config.json").get("max_seq_length") or limit
     if not 2 < wanted <= limit:
         raise EncoderError(f"hf:{checkpoint.name}: max_length {wanted}, the model takes 3 to {limit} tokens")
@@ -297,8 +314,17 @@ def _sentence_pooling(checkpoint: _Checkpoint) -> str | None:
 
 
 def _sentence_setting(checkpoint: _Checkpoint, file: str) -> Mapping[str, Any]:
-    path = Path(checkpoint.location) / file
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        checkpoint.location,
+        file,
+        revision=checkpoint.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return json.loads(Path(path).read_text("utf-8")) if path else {}
 
 
 def _tokenizer_identity(tokenizer: Any, checkpoint: _Checkpoint) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from embedcache.errors import EncoderError
-from embedcache.fingerprint import fingerprint
+from embedcache.fingerprint import digest_file, fingerprint
 
 _IMAGE_PROCESSOR = {
     "do_resize": True,
@@ -60,19 +60,20 @@ def write_random_like(source: str, directory: Path, *, seed: int) -> Path:
     """
     from transformers import AutoConfig, AutoModel
 
-    original = Path(source.removeprefix("hf:"))
+    original = Path(source.removeprefix("hf:")).expanduser()
     if not (original / "config.json").is_file():
         raise EncoderError(f"{source}: expected hf: and a local directory with a config.json")
 
+    copied = sorted(file for file in original.iterdir() if file.suffix in (".json", ".txt"))
+
     def write(into: Path) -> None:
-        for file in original.iterdir():
-            if file.suffix in (".json", ".txt"):
-                shutil.copyfile(file, into / file.name)
+        for file in copied:
+            shutil.copyfile(file, into / file.name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             AutoModel.from_config(AutoConfig.from_pretrained(original)).save_pretrained(into)
 
-    identity = {"like": (original / "config.json").read_text("utf-8"), "seed": seed}
+    identity = {"like": {file.name: digest_file(file) for file in copied}, "seed": seed}
     return _write_once(directory, identity, write)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_DRAWS_AT_ONCE = 100  # bounds memory: a score holds several float64 copies of its weights
+
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -29,12 +31,12 @@ def patient_draws(groups: np.ndarray, n_draws: int, *, seed: int) -> np.ndarray:
         groups: the patient of each row, (n,).
 
     Returns:
-        (k, n) int64; all rows of a patient count alike.
+        (k, n) uint16; all rows of a patient count alike.
     """
     patients, row_patient = np.unique(groups, return_inverse=True)
     n = len(patients)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_draws)
-    return counts[:, row_patient]
+    return counts.astype(np.uint16)[:, row_patient]
 
 
 def bootstrap(
@@ -53,7 +55,8 @@ def bootstrap(
     """
     ones = np.ones((1, len(labels)))
     value = float(np.mean([score(labels, p, ones)[0] for p in predictions]))
-    by_seed = np.stack([score(labels, p, draws) for p in predictions])  # (s, k)
+    parts = [draws[start : start + _DRAWS_AT_ONCE] for start in range(0, len(draws), _DRAWS_AT_ONCE)]
+    by_seed = np.stack([np.concatenate([score(labels, p, part) for part in parts]) for p in predictions])  # (s, k)
     n_seeds, n_draws = by_seed.shape
     seeds = np.random.default_rng(seed).multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_draws)
     means = (by_seed * seeds.T).sum(axis=0) / n_seeds

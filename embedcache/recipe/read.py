@@ -29,6 +29,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -52,7 +54,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         node = loader.get_single_node()
         content = loader.construct_document(node) if node is not None else None
         lines = _lines(node, ()) if node is not None else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         raise RecipeError(f"{path}:{line} {getattr(error, 'problem', None) or error}") from error
@@ -94,7 +96,7 @@ def _override(content: dict[str, Any], override: str, origins: dict[_Path, str])
             raise RecipeError(f"--set {override!r}: {key!r} holds a value, not fields")
     try:
         target[keys[-1]] = yaml.load(value, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML") from error
     origins[tuple(keys)] = f"--set {name}"
 

@@ -17,6 +17,7 @@ from embedcache.data.manifest import Manifest
 from embedcache.data.splits import patient_split
 from embedcache.encoders.catalogue import load_encoder
 from embedcache.encoders.random_init import write_random_like, write_tiny
+from embedcache.errors import RecipeError
 from embedcache.recipe.schema import EncoderSection, Recipe, TableData
 from embedcache.stage_one.extract import ExtractReport, extract
 from embedcache.stage_two.adaptor import count_parameters
@@ -61,11 +62,14 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
     manifest = make_manifest(recipe)
     for label in recipe.labels:
         manifest.label(label)  # a wrong label costs no hour of encoding
-    say(f"data      {manifest.name}: {manifest.audit()}")
+    say(f"data      {manifest.name}: {len(manifest)} images, {len(manifest.reports())} reports")
     reports = {}
     for modality, sections in (("image", recipe.encoders.image), ("text", recipe.encoders.text)):
         for name, section in sections.items():
             reports[modality, name] = _stage_one(recipe, manifest, modality, name, section, say)
+    _write_config(recipe, run_dir)
+    digests = _image_digests(recipe)
+    say(f"splits    {manifest.audit(files=digests)}")
     scores = pd.concat(
         [
             _stage_two(recipe, manifest, run_dir, image, text, say)
@@ -75,8 +79,13 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
         ignore_index=True,
     )
     scores.to_csv(run_dir / "scores.csv", index=False)
-    _write_config(recipe, run_dir)
     return RunResult(run_dir, scores, list(reports.values()))
+
+
+def _image_digests(recipe: Recipe) -> dict[str, bytes]:
+    """The digest of each image file as stage one read it: the audit needs no second reading."""
+    store = open_store(recipe.cache / next(iter(recipe.encoders.image)))
+    return {i: digest.tobytes() for i, digest in zip(store.ids, store.input_digests, strict=True)}
 
 
 def make_manifest(recipe: Recipe) -> Manifest:
@@ -87,6 +96,10 @@ def make_manifest(recipe: Recipe) -> Manifest:
     manifest = Manifest.read(data.root / data.table, name=recipe.name, root=data.root, columns=data.columns)
     if data.split is None:
         return manifest
+    if (manifest.frame["split"] != "").any():
+        raise RecipeError(
+            f"{data.root / data.table}: the table has splits of its own; take data.split out of the recipe"
+        )
     frame = manifest.frame.copy()
     frame["split"] = patient_split(
         manifest.groups(),
@@ -116,6 +129,8 @@ def _stage_one(
     )
     for failure in report.failures[:5]:
         say(f"          failed {failure.id!r}: {failure.reason}: {failure.message}")
+    if report.failures:
+        say("          to try failed inputs again: --set extract.retry_failed=true")
     return report
 
 
@@ -168,10 +183,10 @@ def score_table(scores: pd.DataFrame, *, metric: str = "auroc") -> str:
     shown = scores[scores["metric"] == metric]
     lines = []
     for (label, class_name), table in shown.groupby(["label", "class"], sort=False):
-        fractions = table.drop_duplicates("fraction")
         heading = f"{metric} of {label}" + (f", class {class_name}" if class_name else "")
-        lines.append(f"{heading} (test rows {table['n_test'].iloc[0]}, 95% interval over patients and seeds)")
-        columns = [f"{f:.0%} ({n} labels)" for f, n in zip(fractions["fraction"], fractions["n_train"], strict=True)]
+        lines.append(f"{heading} (test rows {_range(table['n_test'])}, 95% interval over patients and seeds)")
+        labels = table.groupby("fraction", sort=False)["n_train"]
+        columns = [f"{fraction:.0%} ({_range(n_train)} labels)" for fraction, n_train in labels]
         rows = [["image encoder", "text encoder", "setting", "head", *columns]]
         for key, group in table.groupby(["image", "text", "control", "head"], sort=False):
             image, text, control, head = map(str, key)
@@ -184,3 +199,9 @@ def score_table(scores: pd.DataFrame, *, metric: str = "auroc") -> str:
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _range(counts: pd.Series) -> str:
+    """One count, or the least and the most where failed inputs make encoders differ."""
+    low, high = counts.min(), counts.max()
+    return str(low) if low == high else f"{low}-{high}"

@@ -11,6 +11,9 @@ from embedcache.data.datasets.phantom import PhantomConfig
 from embedcache.stage_two.probe import ProbeConfig
 from embedcache.stage_two.train import TrainConfig
 
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_RESERVED = {"checkpoints", "dataset"}  # what else lies in a recipe's cache
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,12 +28,18 @@ class PhantomData(_Section):
 
 
 class SplitSection(_Section):
-    """Splits by patient, balanced by a label; drawn where the table has none."""
+    """Splits by patient, balanced by a label; for a table that has none."""
 
     by: str
     valid: Annotated[float, Field(ge=0, lt=1)] = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> SplitSection:
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid {self.valid} and test {self.test} leave nothing to train on")
+        return self
 
 
 class TableData(_Section):
@@ -58,7 +67,7 @@ class EncoderSection(_Section):
     random_like: str | None = None
     seed: int = 0
     pooling: Literal["cls", "mean", "pooler"] | None = None
-    max_length: int | None = None
+    max_length: Annotated[int, Field(ge=3)] | None = None
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @model_validator(mode="after")
@@ -77,8 +86,15 @@ class EncoderSection(_Section):
 class EncodersSection(_Section):
     """Image and text encoders by the names that their stores get."""
 
-    image: Annotated[dict[str, EncoderSection], Field(min_length=1)]
-    text: Annotated[dict[str, EncoderSection], Field(min_length=1)]
+    image: Annotated[dict[_Name, EncoderSection], Field(min_length=1)]
+    text: Annotated[dict[_Name, EncoderSection], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _own_directories(self) -> EncodersSection:
+        taken = sorted(set(self.image) & set(self.text) | (set(self.image) | set(self.text)) & _RESERVED)
+        if taken:
+            raise ValueError(f"each name becomes a directory, so it must be used once and not be {', '.join(taken)}")
+        return self
 
 
 class ExtractSection(_Section):
@@ -88,12 +104,13 @@ class ExtractSection(_Section):
     shard_rows: Annotated[int, Field(ge=1)] = 1024
     batch_size: Annotated[int, Field(ge=1)] = 32
     n_threads: Annotated[int, Field(ge=1)] | None = None
+    retry_failed: bool = False
 
 
 class Recipe(_Section):
     """Everything that a run needs."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: _Name
     cache: Path
     data: Annotated[PhantomData | TableData, Field(discriminator="kind")]
     encoders: EncodersSection

@@ -6,6 +6,7 @@ Shape notation: n rows of a shard, d embedding width.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from embedcache.data.manifest import Manifest
+from embedcache.data.radiograph import read_regular
 from embedcache.data.reports import changed_reports
 from embedcache.encoders.base import Encoder, Prepared
 from embedcache.errors import EmbedCacheError, InputError, ManifestError, some_ids
@@ -87,6 +89,11 @@ def extract(
         FingerprintMismatchError: the store holds another encoder's values.
         StoreWriteError: the store cannot be written.
     """
+    for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows), ("n_threads", n_threads or 1)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    if store_dtype not in layout.STORED_DTYPES:
+        raise ValueError(f"store_dtype {store_dtype!r}, expected one of {', '.join(layout.STORED_DTYPES)}")
     started, path = time.monotonic(), Path(store_dir)
     samples = _samples(manifest, encoder)
     catalogue = open_or_create(
@@ -97,6 +104,7 @@ def extract(
         store_layout=Layout(store_dtype, encoder.dim),
     )
     commit.sweep(path)
+    _warn_of_mixing(catalogue, encoder)
     before = open_store(path)
     present = set(before.ids)
     if encoder.modality == "text" or check_inputs:
@@ -105,6 +113,18 @@ def extract(
     catalogue = _published_plan(catalogue, list(samples), again, shard_rows, batch_size)
     _run(work_for(catalogue, samples), samples, encoder, catalogue, n_threads)
     return _account(open_store(path), list(samples), present, time.monotonic() - started)
+
+
+def _warn_of_mixing(catalogue: Catalogue, encoder: Encoder) -> None:
+    """Versions and device kind are recorded, not keyed: rows made with others may differ in their last bits."""
+    then, now = catalogue.document["encoder"].get("notes", {}), encoder.record.notes
+    changed = [f"{name} {then[name]} -> {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
+    if changed:
+        warnings.warn(
+            f"{catalogue.path}: begun with other versions or another device ({', '.join(changed)}); new rows may "
+            "differ from old ones in their last bits",
+            stacklevel=3,
+        )
 
 
 def _samples(manifest: Manifest, encoder: Encoder) -> Mapping[str, Job]:
@@ -142,8 +162,8 @@ def _check_inputs(store: Store, manifest: Manifest, modality: str) -> None:
 
 def _same_image(manifest: Manifest, image: str, encoded: np.ndarray) -> bool:
     try:
-        return input_digest(manifest.path(image).read_bytes()) == encoded.tobytes()
-    except (InputError, OSError):
+        return input_digest(read_regular(manifest.path(image))) == encoded.tobytes()
+    except InputError:
         return False
 
 
@@ -199,14 +219,15 @@ def _encode_images(
     shard: PlannedShard, stream: Iterator[Prepared | InputError], encoder: Encoder
 ) -> tuple[np.ndarray, list[bytes | InputError]]:
     """Embeddings (n, d) and each row's input digest, or why it has none; batches as they arrive."""
-    embeddings = np.empty((len(shard.ids), encoder.dim), np.float32)
+    embeddings = np.zeros((len(shard.ids), encoder.dim), np.float32)
     outcomes: list[bytes | InputError] = []
-    neutral = encoder.neutral()
     for start in range(0, len(shard.ids), shard.batch_size):
         batch = [next(stream) for _ in shard.ids[start : start + shard.batch_size]]
-        # a failed row keeps its place, so that its neighbours' bits do not depend on it
-        inputs = [p if isinstance(p, Prepared) else neutral for p in batch]
-        embeddings[start : start + len(batch)] = encoder.encode(inputs).embeddings
+        good = [p for p in batch if isinstance(p, Prepared)]
+        if good:
+            # a neighbour stands in for a failed row, so that the others' bits do not depend on the failure
+            inputs = [p if isinstance(p, Prepared) else good[0] for p in batch]
+            embeddings[start : start + len(batch)] = encoder.encode(inputs).embeddings
         outcomes += [p.digest if isinstance(p, Prepared) else p for p in batch]
     return embeddings, outcomes
 

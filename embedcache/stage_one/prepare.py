@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-import warnings
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 
 from embedcache.encoders.base import Prepared
 from embedcache.errors import InputError
@@ -29,6 +30,10 @@ class _Window:
             self._changed.wait_for(lambda: self._closed or i < self._consumed + self._size)
             return not self._closed
 
+    @property
+    def is_open(self) -> bool:
+        return not self._closed
+
     def consume(self) -> None:
         with self._changed:
             self._consumed += 1
@@ -38,6 +43,13 @@ class _Window:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """An exception that is no bad input, on its way to the consumer."""
+
+    error: Exception
 
 
 def in_order(jobs: Iterable[Job], *, n_threads: int | None, ahead: int) -> Generator[Prepared | InputError]:
@@ -55,23 +67,26 @@ def in_order(jobs: Iterable[Job], *, n_threads: int | None, ahead: int) -> Gener
     n_threads = n_threads or os.cpu_count() or 1
     window = _Window(max(ahead, n_threads))
 
-    def outcome(i: int, job: Job) -> Prepared | InputError | None:
+    def outcome(i: int, job: Job) -> Prepared | InputError | _Fault | None:
         if not window.enter(i):
             return None
         try:
             return job()
         except InputError as error:
             return error
+        except Exception as error:  # noqa: BLE001 - raised again where it is consumed
+            return _Fault(error)
 
     outcomes = Parallel(n_jobs=n_threads, backend="threading", return_as="generator")(
-        delayed(outcome)(i, job) for i, job in enumerate(jobs)
+        delayed(outcome)(i, job) for i, job in enumerate(itertools.takewhile(lambda _: window.is_open, jobs))
     )
     try:
         for result in outcomes:
+            if isinstance(result, _Fault):
+                raise result.error
             window.consume()
             yield result
     finally:
         window.close()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # joblib counts what a stopped run leaves unused
-            outcomes.close()
+        for _ in outcomes:  # what was under way returns at once, and nothing more is begun
+            pass

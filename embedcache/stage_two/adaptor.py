@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedcache.errors import RunNotFoundError
+
 INITIAL_LOGIT_SCALE = 2.6592  # log(1 / 0.07), as in CLIP
 _WEIGHTS, _CONFIG = "adaptor.safetensors", "adaptor.json"
 
@@ -224,13 +226,13 @@ class Adaptor(nn.Module):
         """Reads what `save_pretrained` wrote; `adaptor.notes` holds its notes.
 
         Raises:
-            FileNotFoundError: no Adaptor there.
+            RunNotFoundError: no Adaptor there; a `FileNotFoundError`.
         """
         from safetensors.torch import load_file
 
         directory = Path(directory)
         if not (directory / _CONFIG).is_file():
-            raise FileNotFoundError(
+            raise RunNotFoundError(
                 f"{directory}: no {_CONFIG} there; name a run directory that 'embedcache train' wrote"
             )
         described = json.loads((directory / _CONFIG).read_text("utf-8"))

@@ -6,10 +6,15 @@ Shape notation: n rows, d feature width, c classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
+
+from embedcache.errors import TrainingError
+from embedcache.settings import STRICT, check
 
 HEADS = ("linear", "mlp")
 _HIDDEN = 512
@@ -23,17 +28,16 @@ class HeadConfig:
     steps is fixed instead of the number of epochs, so that few labels are not also few steps.
     """
 
-    steps: int = 200
-    batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    dropout: float = 0.1
+    steps: Annotated[int, Ge(1)] = 200
+    batch_size: Annotated[int, Ge(2)] = 128
+    lr: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - how recipes check this section
+    __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 2 or self.lr <= 0 or not 0 <= self.dropout < 1:
-            raise ValueError("expected steps >= 1, batch_size >= 2, lr above 0 and dropout in [0, 1)")
+        check(self)
 
 
 def build_head(kind: str, dim: int, n_classes: int, *, dropout: float = 0.1) -> nn.Module:
@@ -74,6 +78,9 @@ def fit_predict(
 
     Returns:
         (n_test, c) float32 on the CPU.
+
+    Raises:
+        TrainingError: probabilities that are not finite.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -88,7 +95,10 @@ def fit_predict(
             optimizer.step()
             schedule.step()
     with torch.inference_mode():
-        return head.eval()(test_x).softmax(dim=1).float().cpu()
+        probabilities = head.eval()(test_x).softmax(dim=1).float().cpu()
+    if not bool(torch.isfinite(probabilities).all()):
+        raise TrainingError(f"the {kind} head gave values that are not finite; lower its learning rate ({config.lr})")
+    return probabilities
 
 
 def _batches(n: int, config: HeadConfig) -> list[Tensor]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from embedcache.data.manifest import Manifest
@@ -21,9 +23,10 @@ from embedcache.errors import FingerprintMismatchError, ManifestError
 from embedcache.metrics.classification import accuracy, auroc, average_precision
 from embedcache.metrics.intervals import Interval, bootstrap, patient_draws
 from embedcache.progress import Progress
+from embedcache.settings import STRICT, check
 from embedcache.stage_two.adaptor import Adaptor
 from embedcache.stage_two.heads import HEADS, HeadConfig, fit_predict
-from embedcache.stage_two.tensors import join, opened, resident
+from embedcache.stage_two.tensors import Join, join, opened, resident
 from embedcache.store.store import Store
 
 CONTROLS = ("no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label")
@@ -42,25 +45,24 @@ class ProbeConfig:
         controls: which controls stand beside the result, of `CONTROLS`.
     """
 
-    heads: tuple[str, ...] = ("linear", "mlp")
-    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
-    n_seeds: int = 3
-    n_draws: int = 2000
+    heads: tuple[str, ...] = HEADS
+    fractions: tuple[Annotated[float, Gt(0), Le(1)], ...] = (0.01, 0.1, 1.0)
+    n_seeds: Annotated[int, Ge(1)] = 3
+    n_draws: Annotated[int, Ge(1)] = 2000
     controls: tuple[str, ...] = CONTROLS
     head: HeadConfig = field(default_factory=HeadConfig)
     device: str = "auto"
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - how recipes check this section
+    __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
+        check(self)
         for name, known in (("heads", HEADS), ("controls", CONTROLS)):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
                 raise ValueError(f"unknown {name} {', '.join(unknown)}; expected some of {', '.join(known)}")
-        if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
-            raise ValueError("fractions must be numbers above 0 and at most 1")
-        if self.n_seeds < 1 or self.n_draws < 1:
-            raise ValueError("n_seeds and n_draws must be at least 1")
+        if not self.heads or not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise ValueError("expected at least one head, and fractions above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,14 @@ class _Task:
     test: np.ndarray
     n_classes: int
     draws: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Training rows that have a text, (m,) ascending, and their standardised text embeddings, (m, d_text)."""
+
+    rows: np.ndarray
+    features: Tensor
 
 
 def probe(
@@ -117,7 +127,7 @@ def probe(
     device = pick_device(config.device)
     adaptor = _adaptor_for(image_store, run_dir)
     texts = opened(text_store) if text_store is not None and "text-as-label" in config.controls else None
-    joined = join(manifest, image_store, texts)
+    joined = join(manifest, image_store)
     task = _task(manifest, joined.rows, label, config)
     raw = resident(image_store, joined.image_rows, device)
     settings = {"": raw} if adaptor is None else {"": _adapted(adaptor, raw), "no-adaptor": raw}
@@ -125,10 +135,10 @@ def probe(
         settings["untrained-adaptor"] = _adapted(_untrained(adaptor), raw)
     if "shuffled-labels" in config.controls:
         settings["shuffled-labels"] = settings[""]
-    text_features = None
-    if texts is not None and joined.text_rows is not None:
+    told = None
+    if texts is not None:
         settings["text-as-label"] = raw
-        text_features = _standardised(resident(texts, joined.text_rows, device), task.train)
+        told = _texts_of_training_rows(manifest, image_store, texts, joined, task, device)
     rows: list[dict[str, object]] = []
     n_fits = len(settings) * len(config.heads) * len(config.fractions)
     with Progress(f"probing {label}", total=n_fits, unit="probe") as progress:
@@ -138,7 +148,7 @@ def probe(
             x = _standardised(features, task.train)
             for head in config.heads:
                 for fraction in config.fractions:
-                    rows += _scores(control, head, fraction, x, text_features, task, config)
+                    rows += _scores(control, head, fraction, x, told, task, config)
                     progress.advance()
     return ProbeResult(pd.DataFrame(rows), label, joined.n_failed)
 
@@ -166,7 +176,8 @@ def _task(manifest: Manifest, rows: np.ndarray, label: str, config: ProbeConfig)
         if len(classes) < 2:
             raise ManifestError(
                 f"{manifest.name}: label {label!r} has classes {classes.tolist()} in split {split!r}, expected at "
-                "least two; choose another label or other splits"
+                "least two; choose another label or other splits, or try failed inputs again with "
+                "'embedcache extract --retry-failed'"
             )
     return _Task(
         labels,
@@ -182,7 +193,7 @@ def _scores(
     head: str,
     fraction: float,
     x: Tensor,
-    text_x: Tensor | None,
+    told: _Told | None,
     task: _Task,
     config: ProbeConfig,
 ) -> Iterator[dict[str, object]]:
@@ -195,8 +206,8 @@ def _scores(
         if control == "shuffled-labels":
             y = np.random.default_rng(seed).permutation(y)
         if control == "text-as-label":
-            assert text_x is not None  # the control runs only with a text store
-            chosen, y = _labels_from_text(chosen, y, text_x, task, config, seed)
+            assert told is not None  # the control runs only with a text store
+            chosen, y = _labels_from_text(chosen, y, told, task, config, seed)
         fitted = fit_predict(
             head,
             x[chosen],
@@ -215,23 +226,34 @@ def _scores(
         }  # fmt: skip
 
 
+def _texts_of_training_rows(
+    manifest: Manifest, image_store: Store, texts: Store, joined: Join, task: _Task, device: str
+) -> _Told:
+    pairs = join(manifest, image_store, texts)
+    assert pairs.text_rows is not None  # a text store was given
+    positions = np.searchsorted(joined.rows, pairs.rows)  # both ascend, and every pair is among the images
+    in_train = np.isin(positions, task.train)
+    features = resident(texts, pairs.text_rows[in_train], device)
+    return _Told(positions[in_train], _standardised(features, np.arange(len(features))))
+
+
 def _labels_from_text(
-    chosen: np.ndarray, y: np.ndarray, text_x: Tensor, task: _Task, config: ProbeConfig, seed: int
+    chosen: np.ndarray, y: np.ndarray, told: _Told, task: _Task, config: ProbeConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Every training row, labelled by a linear head that learnt from the chosen rows' texts."""
+    """Every training row that has a text, labelled by a linear head that learnt from the chosen rows' texts."""
+    true = dict(zip(chosen.tolist(), y.tolist(), strict=True))
+    known = np.flatnonzero(np.isin(told.rows, chosen))
     guessed = fit_predict(
         "linear",
-        text_x[chosen],
-        torch.from_numpy(y).to(text_x.device),
-        text_x[task.train],
+        told.features[known],
+        torch.tensor([true[row] for row in told.rows[known].tolist()]).to(told.features.device),
+        told.features,
         n_classes=task.n_classes,
         config=config.head,
         seed=seed,
     )
-    labels = np.full(len(task.labels), -1, np.int64)
-    labels[task.train] = guessed.argmax(dim=1).numpy()
-    labels[chosen] = y
-    return task.train, labels[task.train]
+    labels = guessed.argmax(dim=1).numpy()
+    return told.rows, np.array([true.get(row, guess) for row, guess in zip(told.rows.tolist(), labels, strict=True)])
 
 
 def _metrics(task: _Task, probabilities: list[np.ndarray]) -> Iterator[tuple[str, str, Interval]]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from embedcache.data.manifest import Manifest
-from embedcache.data.reports import changed_reports
-from embedcache.errors import JoinError, MissingIdsError, some_ids
+from embedcache.data.reports import changed_reports, report_digest
+from embedcache.errors import InputError, JoinError, MissingIdsError, some_ids
 from embedcache.store.store import Store, open_store
 
 
@@ -97,23 +97,34 @@ def resident(store: Store, rows: np.ndarray, device: str) -> Tensor:
     """Rows of a store as one float32 tensor on the device, (len(rows), d); each value is touched once.
 
     Raises:
-        JoinError: a row that is not finite; the message names its id.
+        JoinError: a row that is not finite or zero throughout; the message names its id.
     """
     values = torch.from_numpy(np.ascontiguousarray(store.embeddings[rows])).to(device).float()
-    finite = torch.isfinite(values).all(dim=1)
-    if not bool(finite.all()):
-        bad = np.flatnonzero(~finite.cpu().numpy())
+    fit = torch.isfinite(values).all(dim=1) & values.any(dim=1)
+    if not bool(fit.all()):
+        bad = np.flatnonzero(~fit.cpu().numpy())
         raise JoinError(
-            f"{store.path}: values that are not finite under ids {some_ids(store.ids[rows[b]] for b in bad)}; "
-            f"run 'embedcache verify {store.path}'"
+            f"{store.path}: rows that are not finite or zero throughout under ids "
+            f"{some_ids(store.ids[rows[b]] for b in bad)}; run 'embedcache verify {store.path}', or leave them out"
         )
     return values
 
 
 def text_codes(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
-    """A number for each distinct report text, (len(rows),) int64: equal texts are positives of each other."""
-    texts = manifest.frame["report"].to_numpy()[rows]
-    return np.unique(texts.astype(str), return_inverse=True)[1].astype(np.int64)
+    """A number for each distinct text as it was encoded, (len(rows),) int64: equal texts are positives of each other.
+
+    A report that stage one would refuse (its embedding was made elsewhere) is equal to itself alone.
+    """
+    reports = manifest.reports()
+    report_ids = manifest.frame["report_id"].to_numpy()[rows]
+    keys: dict[str, bytes] = {}
+    for report_id in dict.fromkeys(report_ids):
+        try:
+            keys[report_id] = report_digest(reports[report_id])
+        except InputError:
+            keys[report_id] = report_id.encode("utf-8")
+    numbers = {key: k for k, key in enumerate(dict.fromkeys(keys.values()))}
+    return np.array([numbers[keys[report_id]] for report_id in report_ids], np.int64)
 
 
 def epoch_batches(report_ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:

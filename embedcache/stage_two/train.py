@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import yaml
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from embedcache.data.manifest import Manifest
 from embedcache.device import pick_device
 from embedcache.errors import JoinError, TrainingError, some_ids
 from embedcache.progress import Progress
+from embedcache.settings import STRICT, check
 from embedcache.stage_two.adaptor import Adaptor
 from embedcache.stage_two.losses import contrastive_loss
 from embedcache.stage_two.tensors import epoch_batches, join, opened, resident, text_codes
@@ -37,29 +40,25 @@ class TrainConfig:
         image_weight: see `contrastive_loss`.
     """
 
-    epochs: int = 50
-    batch_size: int = 1024
-    lr: float = 2e-5
-    weight_decay: float = 0.01
-    warmup: float = 0.02
-    patience: int = 10
-    image_weight: float = 0.75
-    projection_dim: int = 768
-    n_layers: int = 2
-    n_heads: int = 12
-    ff_dim: int = 2048
-    dropout: float = 0.1
+    epochs: Annotated[int, Ge(1)] = 50
+    batch_size: Annotated[int, Ge(2)] = 1024
+    lr: Annotated[float, Gt(0)] = 2e-5
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.02
+    patience: Annotated[int, Ge(1)] = 10
+    image_weight: Annotated[float, Ge(0), Le(1)] = 0.75
+    projection_dim: Annotated[int, Ge(1)] = 768
+    n_layers: Annotated[int, Ge(1)] = 2
+    n_heads: Annotated[int, Ge(1)] = 12
+    ff_dim: Annotated[int, Ge(1)] = 2048
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     seed: int = 0
     device: str = "auto"
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - how recipes check this section
+    __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("n_layers", 1), ("n_heads", 1), ("ff_dim", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}")
-        if not 0 <= self.warmup < 1 or not 0 <= self.dropout < 1 or self.lr <= 0:
-            raise ValueError("expected warmup and dropout in [0, 1) and lr above 0")
+        check(self)
         if self.projection_dim % self.n_heads:
             raise ValueError(f"projection_dim ({self.projection_dim}) must be divisible by n_heads ({self.n_heads})")
 
@@ -80,6 +79,12 @@ class TrainResult:
     n_train: int
     n_valid: int
     n_failed: int
+
+    def to_json(self) -> dict[str, object]:
+        """All but the Adaptor, JSON-ready."""
+        counts = {"n_train": self.n_train, "n_valid": self.n_valid, "n_failed": self.n_failed}
+        history = [_without_nan(entry) for entry in self.history]
+        return {"run_dir": str(self.run_dir), "best_epoch": self.best_epoch, **counts, "history": history}
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,12 @@ def train(
     pairs, valid = splits["train"], splits["valid"]
     if len(pairs.image) < 2:
         raise JoinError(
-            f"{manifest.name}: {len(pairs.image)} training pairs, expected at least 2; give rows of the manifest "
-            "the split 'train'"
+            f"{manifest.name}: {len(pairs.image)} training pairs, expected at least 2: "
+            f"{int(manifest.in_split('train').sum())} rows have the split 'train', and {n_failed} rows were left out "
+            "because stage one recorded a failure (embedcache extract --retry-failed tries those again)"
         )
+    if len(np.unique(pairs.report_ids)) < 2:
+        raise JoinError(f"{manifest.name}: all training rows share one report_id, so there is nothing to contrast")
     run_dir.mkdir(parents=True, exist_ok=True)
     resolved = {"train": asdict(config), "stores": _described(image_store, text_store)}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), "utf-8")
@@ -198,6 +206,8 @@ def _fit(
             started = time.monotonic()
             train_loss = _train_epoch(adaptor, pairs, batches, optimizer, schedule, config)
             valid_loss = _mean_loss(adaptor, valid, config)
+            if len(valid.image) > 1:
+                _check_finite("validation", valid_loss, valid.ids)
             entry: dict[str, float] = {
                 "epoch": epoch,
                 "train_loss": train_loss,
@@ -206,7 +216,7 @@ def _fit(
                 "seconds": time.monotonic() - started,
             }
             history.append(entry)
-            log.write(json.dumps({k: None if v != v else v for k, v in entry.items()}) + "\n")
+            log.write(json.dumps(_without_nan(entry)) + "\n")
             progress.advance(note=f"loss {train_loss:.3f}, validation {valid_loss:.3f}")
             if valid_loss < best or math.isnan(valid_loss):
                 best, best_epoch = valid_loss, epoch
@@ -215,6 +225,10 @@ def _fit(
                 break
     adaptor.load_state_dict(best_weights)
     return history, best_epoch
+
+
+def _without_nan(entry: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in entry.items()}
 
 
 def _train_epoch(
@@ -235,13 +249,17 @@ def _train_epoch(
         optimizer.step()
         schedule.step()
         total += loss.detach()  # read once an epoch: the device is not waited for
-    mean = float(total) / max(len(batches), 1)
-    if not math.isfinite(mean):
-        raise TrainingError(
-            f"the training loss became {mean}; the epoch's first batch held {some_ids(pairs.ids[batches[0]])}; "
-            "lower the learning rate, or check the stores with 'embedcache verify'"
-        )
+    mean = float(total) / len(batches)
+    _check_finite("training", mean, pairs.ids[batches[0]])
     return mean
+
+
+def _check_finite(which: str, loss: float, ids: np.ndarray) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the {which} loss became {loss} in an epoch that began with {some_ids(ids)}; lower the learning rate, or "
+            "check the stores with 'embedcache verify'"
+        )
 
 
 @torch.inference_mode()

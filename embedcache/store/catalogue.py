@@ -64,8 +64,11 @@ class Catalogue:
     shards: Mapping[int, dict[str, Any]]
 
     @classmethod
-    def read(cls, path: Path) -> Catalogue:
+    def read(cls, path: Path, damaged: dict[str, StoreFormatError] | None = None) -> Catalogue:
         """Reads every document of a store directory.
+
+        Args:
+            damaged: where given, damaged documents of shards are put here, by file name, and not raised.
 
         Raises:
             StoreNotFoundError: no store there.
@@ -81,12 +84,23 @@ class Catalogue:
         document = layout.unseal(document_path.read_bytes(), document_path)
         names = sorted(entry.name for entry in path.iterdir())
         plans = [_read_plan(path / name) for name in names if layout.plan_number(name) is not None]
+        plan_numbers = sorted(number for name in names if (number := layout.plan_number(name)) is not None)
+        if plan_numbers != list(range(len(plans))):
+            raise StoreFormatError(
+                f"{path}: plans {plan_numbers}, expected 0 to {len(plans) - 1}: a plan was taken away; put it back, or "
+                "extract into another --store"
+            )
         shards: dict[int, dict[str, Any]] = {}
         for name in names:
             number = layout.shard_doc_number(name)
-            if number is not None:
-                shards[number] = layout.unseal((path / name).read_bytes(), path / name)
-                _check_fingerprint(str(shards[number]["fingerprint"]), str(document["fingerprint"]), path / name)
+            if number is None:
+                continue
+            try:
+                shards[number] = _read_shard_document(path / name, number, document)
+            except StoreFormatError as error:
+                if damaged is None:
+                    raise
+                damaged[name] = error
         return cls(path, document, plans, dict(sorted(shards.items())))
 
     @property
@@ -147,6 +161,17 @@ def _read_plan(path: Path) -> Plan:
         return Plan(*(document[key] for key in ("ids", "bounds", "first_shard", "batch_size", "abandons")))
     except KeyError as error:
         raise StoreFormatError(f"{path}: the plan lacks {error}") from error
+
+
+def _read_shard_document(path: Path, number: int, store_document: dict[str, Any]) -> dict[str, Any]:
+    document = layout.unseal(path.read_bytes(), path)
+    try:
+        _check_fingerprint(str(document["fingerprint"]), str(store_document["fingerprint"]), path)
+        if document["file"] != layout.shard_file_name(number, document["sha256"]):
+            raise StoreFormatError(f"{path}: names the file {document['file']!r}, which is not this shard's")
+    except KeyError as error:
+        raise StoreFormatError(f"{path}: the document lacks {error}") from error
+    return document
 
 
 def _check_fingerprint(found: str, expected: str, path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from embedcache.errors import MissingIdsError, StoreFormatError, StoreWriteError, some_ids
 from embedcache.fingerprint import INPUT_DIGEST_BYTES, digest_arrays, digest_file, fingerprint
+from embedcache.ids import unusable_ids
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, Plan, open_or_create, publish_plan
 from embedcache.store.layout import Layout
@@ -196,7 +197,7 @@ def check_shard_file(file: Path, document: dict[str, Any], *, digest: bool) -> N
         StoreFormatError: missing, of another size or, with `digest`, of another content.
     """
     remedy = f"run 'embedcache verify {file.parent}'"
-    if layout.shard_file_number(file.name) is None or not file.is_file():
+    if not file.is_file():
         raise StoreFormatError(f"{file}: the shard's document names it, but it is not there; {remedy}")
     size = file.stat().st_size
     if size != document["size"]:
@@ -227,13 +228,18 @@ def save_store(
         store_dtype: one of `STORED_DTYPES`; the dtype of `embeddings` if it is one of them, else float32.
 
     Raises:
-        ValueError: ids and rows that do not fit, duplicate ids, or values that are not finite.
+        ValueError: ids and rows that do not fit, duplicate ids, rows that are not finite or zero throughout.
         StoreWriteError: the path holds a store already.
     """
     path, ids = Path(path), [str(i) for i in ids]
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or len(embeddings) != len(ids):
         raise ValueError(f"embeddings of shape {embeddings.shape} for {len(ids)} ids, expected ({len(ids)}, d)")
+    if modality not in ("image", "text"):
+        raise ValueError(f"modality {modality!r}, expected 'image' or 'text'")
+    faults = [f"{ids[k]!r} {fault}" for k, fault in unusable_ids(ids)]
+    if faults:
+        raise ValueError(f"{len(faults)} unusable ids: {'; '.join(faults[:5])}")
     if len(set(ids)) != len(ids):
         raise ValueError(f"duplicate ids: {some_ids(i for i, n in Counter(ids).items() if n > 1)}")
     if (path / layout.STORE_NAME).exists():
@@ -241,9 +247,13 @@ def save_store(
     dtype = store_dtype or (str(embeddings.dtype) if str(embeddings.dtype) in ("float16", "float32") else "float32")
     store_layout = Layout(dtype, embeddings.shape[1])
     codes = to_stored(embeddings, dtype)
-    if not np.isfinite(from_stored(codes, dtype)).all():
-        bad = ~np.isfinite(from_stored(codes, dtype)).all(axis=1)
-        raise ValueError(f"rows that are not finite as {dtype}: {some_ids(np.array(ids, object)[bad])}; leave them out")
+    values = from_stored(codes, dtype)
+    fit = np.isfinite(embeddings).all(axis=1) & np.isfinite(values).all(axis=1) & values.any(axis=1)
+    if not fit.all():
+        unfit = [ids[k] for k in np.flatnonzero(~fit)]
+        raise ValueError(
+            f"{len(unfit)} rows are not finite as {dtype}, or zero throughout: {some_ids(unfit)}; leave them out"
+        )
     if record is None:
         content = digest_arrays([(dtype, codes)])
         record = {"source": "external", "contents": fingerprint({"ids": ids, "embeddings": content})}

@@ -38,9 +38,10 @@ def verify_store(path: str | Path) -> list[Problem]:
         StoreNotFoundError: no store there.
         StoreFormatError: `store.json` or a plan is damaged, so that nothing else can be judged.
     """
-    catalogue = Catalogue.read(Path(path))
+    damaged: dict[str, StoreFormatError] = {}
+    catalogue = Catalogue.read(Path(path), damaged)
     planned = {shard.number: tuple(shard.ids) for plan in catalogue.plans for shard in plan.shards()}
-    problems = []
+    problems = [Problem(name, "damaged", (), str(error)) for name, error in damaged.items()]
     for number, document in catalogue.shards.items():
         problem = _check(catalogue.path / document["file"], document, planned.get(number, ()))
         if problem is not None:

@@ -73,6 +73,7 @@ def test_encoders_are_listed() -> None:
         (["info", "nowhere"], 2, "no store there"),
         (["run", "nowhere.yaml"], 2, "no recipe there"),
         (["extract", "nowhere.csv", "minilm", "--store", "s"], 2, "no manifest there"),
+        (["train", "nowhere.csv", "a", "b", "--run-dir", "r"], 2, "no manifest there"),
         (["probe", "nowhere.csv", "s", "--label", "y"], 2, "no manifest there"),
         (["extract"], 2, "Missing argument"),
     ],

@@ -63,6 +63,8 @@ def test_not_utf8_names_line_and_byte(tmp_path: Path) -> None:
         ("m.csv", b'id,image\n"a,b\n', "not a readable CSV"),
         ("m.parquet", b"PAR1 cut short", "not a readable Parquet"),
         ("m.xlsx", b"x", "expected .parquet or .csv"),
+        ("m.csv", b"id,image\na,a.png,\nb,b.png,\n", "rows have more fields than the 2 of the header"),
+        ("m.csv", b"id,image,report,report\na,a.png,x,y\n", "header names report more than once"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -81,7 +83,8 @@ def test_no_manifest_there(tmp_path: Path) -> None:
     [
         ({"id": ["a", "b", "a"]}, r"id 'a' stands in rows 0 and 2"),
         ({"id": ["a", "", "c"]}, "row 1: the id is empty"),
-        ({"id": ["a", "b\0", "c"]}, "row 1: the id is empty or holds NUL"),
+        ({"report_id": ["a", "b", "r\0"], "report": ["x", "y", "z"]}, "row 2: the report_id holds a NUL"),
+        ({"id": ["a", "b\0", "c"]}, "row 1: the id holds a NUL"),
         ({"id": [1, 2, 3]}, "row 0, column id: int.*1.*, expected text"),
         ({"report": ["x", "y", "z"], "report_id": ["r", "r", "s"]}, "report_id 'r': more than one text"),
         ({"split": ["train", "test", "dev"]}, "unknown split 'dev', expected train, valid, test"),
@@ -134,6 +137,7 @@ def test_paths_stay_inside_the_root(tmp_path: Path) -> None:
     (root / "in.png").write_bytes(b"x")
     (tmp_path / "out.png").write_bytes(b"x")
     (root / "link.png").symlink_to(tmp_path / "out.png")
+    (root / "loop.png").symlink_to(root / "loop.png")
     manifest = Manifest(frame(), name="m", root=root)
     assert manifest.path("in.png") == (root / "in.png").resolve()
     for path, reason in {
@@ -141,6 +145,8 @@ def test_paths_stay_inside_the_root(tmp_path: Path) -> None:
         str(tmp_path / "out.png"): "outside-root",
         "link.png": "outside-root",
         "none.png": "missing",
+        "loop.png": "missing",
+        "\ud800.png": "missing",
         "": "no-path",
         "a\0b": "no-path",
     }.items():
@@ -158,6 +164,8 @@ def test_audit_counts_what_stands_in_two_splits(tmp_path: Path) -> None:
     assert audit.patients_known
     assert audit.leaks
     assert "1 patients, 1 report texts, 1 identical files" in str(audit)
+    known = Manifest(leaky, name="m", root="nowhere").audit(files={"a": b"1", "b": b"2", "c": b"1"})
+    assert known.shared_files == 1
     unknown = Manifest(frame(split=["train", "test", "test"]), name="m", root=tmp_path).audit(files=False)
     assert not unknown.patients_known
     assert "patients unknown" in str(unknown)

@@ -16,7 +16,7 @@ import embedcache
 from embedcache.encoders.base import torch_dtype
 from embedcache.encoders.catalogue import CATALOGUE, _source
 from embedcache.encoders.random_init import write_random_like, write_tiny
-from embedcache.errors import EncoderError, InputError
+from embedcache.errors import DeviceError, EncoderError, InputError
 
 REPORTS = ["The lungs are clear.", "Heart size is normal. There is an opacity in the left lower zone."]
 
@@ -70,6 +70,42 @@ def test_texts_equal_the_librarys_own_call() -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert encoder.dim == 384
     assert encoder.record.identity["max_length"] == 256  # as its authors set it
+
+
+def test_the_default_pooling_of_an_image_model_is_one_that_it_has(checkpoints: Path) -> None:
+    assert embedcache.load_encoder(f"hf:{checkpoints / 'vit'}", device="cpu").record.identity["pooling"] == "cls"
+    assert embedcache.load_encoder(f"hf:{checkpoints / 'resnet'}", device="cpu").record.identity["pooling"] == "mean"
+    with pytest.raises(EncoderError, match="no class token; choose pooling mean or pooler"):
+        embedcache.load_encoder(f"hf:{checkpoints / 'resnet'}", pooling="cls")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_text_does_not_depend_on_its_neighbours(checkpoints: Path, tmp_path: Path, pooling: str) -> None:
+    copy = tmp_path / "bert"
+    shutil.copytree(checkpoints / "bert", copy)
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "left"}))
+    encoder = embedcache.load_encoder(f"hf:{copy}", pooling=pooling, device="cpu")
+    short, long = (encoder.prepare(text) for text in REPORTS)
+    alone, together = encoder.encode([short]).embeddings[0], encoder.encode([short, long]).embeddings[0]
+    np.testing.assert_allclose(alone, together, atol=1e-5)
+
+
+def test_the_longest_text_fits_where_positions_start_behind_padding(tmp_path: Path, checkpoints: Path) -> None:
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints / "bert")
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(tmp_path / "roberta")
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=34, pad_token_id=1, type_vocab_size=2,
+    )  # fmt: skip
+    RobertaModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "roberta")
+    encoder = embedcache.load_encoder(f"hf:{tmp_path / 'roberta'}", device="cpu")
+    assert encoder.record.identity["max_length"] == 32
+    longest = encoder.prepare("the lungs are clear " * 50)
+    assert np.isfinite(encoder.encode([longest]).embeddings).all()
 
 
 def test_text_lengths_and_truncation(checkpoints: Path) -> None:
@@ -212,6 +248,24 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(checkpoints: Path, tmp_path:
         embedcache.load_encoder(f"hf:{copy}", pooling="mean")
 
 
+def test_a_half_downloaded_checkpoint_and_one_of_other_sizes(checkpoints: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "vit"
+    shutil.copytree(checkpoints / "vit", copy)
+    whole = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EncoderError, match=r"cannot load its model.*holds a whole model"):
+        embedcache.load_encoder(f"hf:{copy}")
+    (copy / "model.safetensors").write_bytes(whole)
+    change_config(copy, intermediate_size=200)
+    with pytest.raises(EncoderError, match=r"cannot load its model|would be random"):
+        embedcache.load_encoder(f"hf:{copy}")
+
+
+def test_a_device_that_is_not_here(checkpoints: Path) -> None:
+    with pytest.raises(DeviceError, match="device 'tpu:7', expected auto or one of cpu"):
+        embedcache.load_encoder(f"hf:{checkpoints / 'vit'}", device="tpu:7")
+
+
 def test_a_pickle_is_not_read(checkpoints: Path, tmp_path: Path) -> None:
     copy = tmp_path / "vit"
     shutil.copytree(checkpoints / "vit", copy)
@@ -252,5 +306,10 @@ def test_random_like_keeps_all_but_the_weights(checkpoints: Path, tmp_path: Path
     ours, theirs = dict(random.record.identity), dict(image_encoder.record.identity)
     assert ours.pop("weights") != theirs.pop("weights")
     assert ours == theirs
+    copy = tmp_path / "vit"
+    shutil.copytree(checkpoints / "vit", copy)
+    change_processor(copy, image_mean=[0.1, 0.1, 0.1])
+    with pytest.raises(EncoderError, match="holds another random checkpoint"):
+        write_random_like(f"hf:{copy}", tmp_path / "random", seed=5)
     with pytest.raises(EncoderError, match="expected hf: and a local directory"):
         write_random_like("hf:some/name", tmp_path / "x", seed=0)

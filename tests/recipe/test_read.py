@@ -71,10 +71,15 @@ encoders:
 train:
   epoks: 3
   lr: fast
+  batch_size: 1
+probe:
+  n_seeds: 0
+  fractions: [0.1, 2.0]
+  head: {steps: 0}
 lables: [opacity]
 """
     message = refusal(tmp_path, wrong)
-    assert "recipe.yaml: 8 wrong fields" in message
+    assert "recipe.yaml: 12 wrong fields" in message
     lines = message.splitlines()[1:]
     expected = [
         "line 1: labels: missing",
@@ -84,7 +89,11 @@ lables: [opacity]
         "line 12: encoders.text.bert.source: input should be a valid string, found False",
         "line 14: train.epoks: unknown field, did you mean 'epochs'?",
         "line 15: train.lr: input should be a valid number",
-        "line 16: lables: unknown field, did you mean 'labels'?",
+        "line 16: train.batch_size: input should be greater than or equal to 2, found 1",
+        "line 18: probe.n_seeds: input should be greater than or equal to 1, found 0",
+        "line 19: probe.fractions.1: input should be less than or equal to 1, found 2.0",
+        "line 20: probe.head.steps: input should be greater than or equal to 1, found 0",
+        "line 21: lables: unknown field, did you mean 'labels'?",
     ]
     for line, start in zip(lines, expected, strict=True):
         assert line.strip().startswith(start)
@@ -104,6 +113,8 @@ def test_settings_are_checked_by_the_rooms_that_use_them(tmp_path: Path) -> None
         ("- a\n- b\n", "found list"),
         ("name: [unclosed\n", "line 2: "),
         ("name: a\nname: b\n", "line 2: duplicate key 'name'"),
+        ("? [1, 2]\n: x\n", "line 1: "),
+        ("a: " + "[" * 3000, "recipe.yaml:"),
         ("a: &x {b: 1}\nc: *x\n", "line 2: aliases are not allowed"),
         ("a: !!python/object/apply:os.system ['true']\n", "line 1: could not determine a constructor"),
     ],
@@ -116,6 +127,19 @@ def test_wrong_overrides(tmp_path: Path) -> None:
     assert "expected a.b=value" in refusal(tmp_path, GOOD, "train.lr")
     assert "'name' holds a value, not fields" in refusal(tmp_path, GOOD, "name.first=x")
     assert "--set train.epoks: train.epoks: unknown field" in refusal(tmp_path, GOOD, "train.epoks=3")
+
+
+@pytest.mark.parametrize(
+    ("encoders", "message"),
+    [
+        ("{image: {../evil: {tiny: tiny-vit}}, text: {t: {tiny: tiny-bert}}}", "should match pattern"),
+        ("{image: {same: {tiny: tiny-vit}}, text: {same: {tiny: tiny-bert}}}", "used once and not be same"),
+        ("{image: {checkpoints: {tiny: tiny-vit}}, text: {t: {tiny: tiny-bert}}}", "not be checkpoints"),
+        ("{image: {}, text: {t: {tiny: tiny-bert}}}", "at least 1 item"),
+    ],
+)
+def test_names_become_directories_of_their_own(tmp_path: Path, encoders: str, message: str) -> None:
+    assert message in refusal(tmp_path, GOOD, f"encoders={encoders}")
 
 
 def test_no_recipe_there(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 import embedcache
-from embedcache.errors import ManifestError
+from embedcache.errors import ManifestError, RecipeError
 from embedcache.recipe.read import read_recipe
+from embedcache.recipe.run import make_manifest as make_manifest_of
 from embedcache.recipe.run import run_recipe, score_table
-from embedcache.recipe.schema import Recipe
+from embedcache.recipe.schema import Recipe, SplitSection, TableData
 
 SMALL = """\
 name: small
@@ -73,6 +74,31 @@ def test_a_wrong_label_is_found_before_anything_is_encoded(recipe: Recipe, tmp_p
     with pytest.raises(ManifestError, match="no label 'efusion'; it has opacity, effusion, cardiomegaly"):
         run_recipe(wrong, run_dir=tmp_path / "run")
     assert not recipe.cache.exists()
+
+
+def test_splits_of_a_table_are_not_drawn_over(tmp_path: Path, recipe: Recipe, make_manifest) -> None:
+    manifest = make_manifest(10)
+    manifest.frame.to_csv(manifest.root / "t.csv", index=False)
+    split = SplitSection(by="opacity")
+    data = TableData(kind="table", root=manifest.root, table="t.csv", split=split)
+    with pytest.raises(RecipeError, match=r"splits of its own; take data\.split out"):
+        make_manifest_of(recipe.model_copy(update={"data": data}))
+    kept = make_manifest_of(recipe.model_copy(update={"data": data.model_copy(update={"split": None})}))
+    assert kept.frame["split"].tolist() == manifest.frame["split"].tolist()
+
+
+def test_failures_are_told_with_the_way_to_retry_them(recipe: Recipe, tmp_path: Path) -> None:
+    made = make_manifest_of(recipe)
+    spoiled = made.root / made.frame["image"][3]
+    original = spoiled.read_bytes()
+    spoiled.write_bytes(b"")
+    lines: list[str] = []
+    run_recipe(recipe, run_dir=tmp_path / "run", say=lines.append)
+    assert any("failed 'p" in line and "empty-file" in line for line in lines)
+    assert any("--set extract.retry_failed=true" in line for line in lines)
+    spoiled.write_bytes(original)
+    again = recipe.model_copy(update={"extract": recipe.extract.model_copy(update={"retry_failed": True})})
+    assert [r.n_embedded for r in run_recipe(again, run_dir=tmp_path / "again").reports] == [1, 1, 0]
 
 
 def test_a_table_of_ones_own(tmp_path: Path, checkpoints: Path, make_manifest) -> None:

@@ -37,7 +37,7 @@ class Counting:
     def __init__(self, inner, gives=None) -> None:
         self.modality, self.dim = inner.modality, inner.dim
         self.record, self.fingerprint = inner.record, inner.fingerprint
-        self.prepare, self.neutral = inner.prepare, inner.neutral
+        self.prepare = inner.prepare
         self._inner, self._gives, self.n_encoded = inner, gives, 0
 
     def encode(self, batch: list[Prepared]) -> Encoded:
@@ -386,7 +386,32 @@ def test_a_record_with_other_notes_is_the_same_encoder(make_manifest, image_enco
     embedcache.extract(with_frame(manifest, manifest.frame.iloc[:4]), image_encoder, tmp_path / "s")
     upgraded = Counting(image_encoder)
     upgraded.record = EncoderRecord("renamed", image_encoder.record.identity, {"torch": "99.0"})
-    assert embedcache.extract(manifest, upgraded, tmp_path / "s").n_embedded == 4
+    with pytest.warns(UserWarning, match=r"begun with other versions .*torch .* -> 99\.0"):
+        assert embedcache.extract(manifest, upgraded, tmp_path / "s").n_embedded == 4
+
+
+def test_settings_are_refused_before_a_plan_is_published(make_manifest, image_encoder, tmp_path: Path) -> None:
+    for wrong in ({"batch_size": 0}, {"shard_rows": 0}, {"store_dtype": "float8"}, {"n_threads": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            embedcache.extract(make_manifest(2, name=str(wrong)), image_encoder, tmp_path / "s", **wrong)
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_a_library_cannot_prepare_costs_its_own_row(
+    make_manifest, image_encoder, tmp_path: Path, monkeypatch
+) -> None:
+    real, calls = image_encoder._processor, []
+
+    def refusing(pixels, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise ValueError("secret pixel values")
+        return real(pixels, **options)
+
+    monkeypatch.setattr(image_encoder, "_processor", refusing)
+    report = embedcache.extract(make_manifest(6), image_encoder, tmp_path / "s", n_threads=1)
+    assert [(f.id, f.reason) for f in report.failures] == [("s002", "transform")]
+    assert "secret" not in report.failures[0].message
 
 
 def test_an_unexpected_fault_in_preparation_ends_the_run(make_manifest, image_encoder, tmp_path: Path) -> None:

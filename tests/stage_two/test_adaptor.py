@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import embedcache
+from embedcache.errors import RunNotFoundError
 from embedcache.stage_two.adaptor import Adaptor, AttentionBlock, count_parameters
 from embedcache.stage_two.losses import contrastive_loss, mask_loss
 from embedcache.stage_two.train import linear_schedule
@@ -155,7 +156,7 @@ def test_it_is_saved_and_read_back(tmp_path: Path) -> None:
     assert read.notes == {"image": "f"}
     image = torch.randn(3, 6)
     torch.testing.assert_close(read.encode_image(image), adaptor.encode_image(image), atol=0, rtol=0)
-    with pytest.raises(FileNotFoundError, match="embedcache train"):
+    with pytest.raises(RunNotFoundError, match="embedcache train"):
         embedcache.Adaptor.from_pretrained(tmp_path)
 
 

@@ -107,6 +107,33 @@ def test_an_adaptor_of_another_encoder_is_refused(world, run_dir: Path, tmp_path
         embedcache.probe(world.manifest, other, label="y", run_dir=run_dir)
 
 
+def test_a_failed_report_takes_no_image_out_of_the_test(world, run_dir: Path, tmp_path: Path) -> None:
+    """The text store serves a control alone: what is tested does not depend on it."""
+    from embedcache.store.catalogue import Plan, open_or_create, publish_plan
+    from embedcache.store.commit import publish_shard
+    from embedcache.store.layout import Layout
+    from embedcache.store.shard import Failure, ShardRows, build_shard
+    from embedcache.store.store import shard_facts
+
+    failed = [*world.text.ids[:5], *world.text.ids[-5:]]
+    kept = [i for i in world.text.ids if i not in failed]
+    catalogue = open_or_create(
+        tmp_path / "t", encoder={}, encoder_fingerprint="t", modality="text", store_layout=Layout("float32", 12)
+    )
+    publish_plan(catalogue.path, 0, Plan(world.text.ids, [0, 400], 0, 400))
+    codes = world.text.embeddings[world.text.rows(kept)]
+    shard = ShardRows(
+        kept, np.zeros(390, np.uint16), codes, np.zeros((390, 16), np.uint8),
+        [Failure(i, "empty-report", "the report is empty") for i in failed],
+    )  # fmt: skip
+    publish_shard(catalogue.path, 0, build_shard(shard, catalogue.document), shard_facts(catalogue, shard))
+    result = embedcache.probe(
+        world.manifest, world.image, label="y", run_dir=run_dir, text_store=tmp_path / "t", config=QUICK
+    )
+    assert set(result.scores["n_test"]) == {80}
+    assert score(result.scores, control="text-as-label", fraction=0.01)["value"] > 0.6
+
+
 def test_splits_without_both_classes_are_refused(world) -> None:
     frame = world.manifest.frame.copy()
     frame.loc[world.manifest.in_split("test"), "label.y"] = 1
@@ -122,7 +149,8 @@ def test_splits_without_both_classes_are_refused(world) -> None:
         ({"heads": ("knn",)}, "unknown heads knn; expected some of linear, mlp"),
         ({"controls": ("magic",)}, "unknown controls magic"),
         ({"fractions": (0.0,)}, "above 0 and at most 1"),
-        ({"n_seeds": 0}, "at least 1"),
+        ({"n_seeds": 0}, "n_seeds is 0, expected at least 1"),
+        ({"heads": ()}, "at least one head"),
     ],
 )
 def test_wrong_settings(fields: dict, message: str) -> None:

@@ -82,19 +82,31 @@ def test_too_few_pairs_are_refused(world, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_one_report_for_all_has_nothing_to_contrast(world, tmp_path: Path) -> None:
+    frame = world.manifest.frame.assign(report="same", report_id="i000")
+    with pytest.raises(JoinError, match="all training rows share one report_id"):
+        embedcache.train(Manifest(frame, name="m", root="."), world.image, world.text, tmp_path / "run")
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(world, tmp_path: Path) -> None:
+    world.image.embeddings[np.flatnonzero(world.manifest.in_split("valid"))[0]] = 3e38  # its norm overflows
+    with pytest.raises(TrainingError, match="validation loss became nan"):
+        embedcache.train(world.manifest, world.image, world.text, tmp_path / "run", config=SMALL)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path: Path) -> None:
     wild = dataclasses.replace(SMALL, lr=1e30, warmup=0.0)
-    with pytest.raises(TrainingError, match=r"became nan.*first batch held 'i.*lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"loss became nan.*began with 'i.*lower the learning rate"):
         embedcache.train(world.manifest, world.image, world.text, tmp_path / "run", config=wild)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"batch_size": 1}, "batch_size must be at least 2"),
+        ({"epochs": 0, "patience": 0}, "epochs is 0, expected at least 1; patience is 0"),
+        ({"batch_size": 1}, "batch_size is 1, expected at least 2"),
         ({"n_heads": 5}, "must be divisible by n_heads"),
-        ({"lr": 0.0}, "lr above 0"),
+        ({"lr": float("nan")}, "lr is nan, expected above 0"),
     ],
 )
 def test_wrong_settings(fields: dict, message: str) -> None:

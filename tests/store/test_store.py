@@ -126,6 +126,10 @@ def test_no_store_says_what_makes_one(tmp_path: Path) -> None:
         (["a"], rows(2), r"expected \(1, d\)"),
         (["a", "a"], rows(2), "duplicate ids: 'a'"),
         (["a", "b"], np.array([[1.0, 2], [np.nan, 1]]), "not finite.*'b'"),
+        (["a", "b"], np.array([[0.0, 0], [2, 1]]), "zero throughout: 'a'"),
+        (["a", "a\0"], rows(2), "NUL"),
+        (["a", ""], rows(2), "is empty"),
+        (["a", "\ud800"], rows(2), "not valid Unicode"),
     ],
 )
 def test_what_cannot_be_saved(tmp_path: Path, ids: list[str], values: np.ndarray, message: str) -> None:
@@ -134,8 +138,19 @@ def test_what_cannot_be_saved(tmp_path: Path, ids: list[str], values: np.ndarray
     assert not (tmp_path / "s").exists()
 
 
+def test_a_nan_that_bfloat16_would_round_away_is_refused(tmp_path: Path) -> None:
+    values = np.full((1, 2), 0xFFFFFFFF, np.uint32).view(np.float32)
+    with pytest.raises(ValueError, match="not finite"):
+        embedcache.save_store(tmp_path / "s", ["a"], values, store_dtype="bfloat16")
+
+
+def test_an_unknown_modality_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="modality 'sound', expected 'image' or 'text'"):
+        embedcache.save_store(tmp_path / "s", ["a"], rows(1), modality="sound")
+
+
 def test_values_that_overflow_the_stored_dtype_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not finite as float16: 'b'"):
+    with pytest.raises(ValueError, match=r"not finite as float16.*'b'"):
         embedcache.save_store(tmp_path / "s", ["a", "b"], np.array([[1.0], [1e6]]), store_dtype="float16")
 
 
@@ -209,6 +224,31 @@ def test_an_edited_document_is_refused(tmp_path: Path) -> None:
     document.write_bytes(document.read_bytes().replace(b'"dim":8', b'"dim":9'))
     with pytest.raises(StoreFormatError, match="damaged or edited"):
         embedcache.open_store(tmp_path / "s")
+
+
+def test_a_damaged_shard_document_is_a_problem_beside_others(tmp_path: Path) -> None:
+    write_shards(tmp_path / "s", [(["a"], []), (["b"], [])])
+    (tmp_path / "s" / layout.shard_doc_name(0)).write_bytes(b"{}")
+    (problem,) = embedcache.verify_store(tmp_path / "s")
+    assert (problem.shard, problem.kind) == ("shard-00000.json", "damaged")
+    with pytest.raises(StoreFormatError, match="not a sealed store document"):
+        embedcache.open_store(tmp_path / "s")
+
+
+def test_a_document_that_names_another_file_is_refused(tmp_path: Path) -> None:
+    embedcache.save_store(tmp_path / "s", ["a"], rows(1))
+    path = tmp_path / "s" / layout.shard_doc_name(0)
+    document = layout.unseal(path.read_bytes(), path)
+    path.write_bytes(layout.seal({**document, "file": "../other/" + document["file"]}))
+    with pytest.raises(StoreFormatError, match="which is not this shard's"):
+        embedcache.open_store(tmp_path / "s")
+
+
+def test_a_plan_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
+    write_shards(tmp_path / "s", [(["a"], []), (["b"], [])])
+    (tmp_path / "s" / layout.plan_name(0)).unlink()
+    with pytest.raises(StoreFormatError, match=r"plans \[1\], expected 0 to 0: a plan was taken away"):
+        Catalogue.read(tmp_path / "s")
 
 
 def test_another_major_version_is_refused_and_a_minor_one_is_read(tmp_path: Path, monkeypatch) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from annotated_types import Ge, Gt, Lt
 from PIL import Image
 
 from embedcache.data.manifest import Manifest
@@ -19,6 +21,7 @@ from embedcache.data.splits import patient_split
 from embedcache.errors import ManifestError
 from embedcache.fingerprint import fingerprint
 from embedcache.progress import Progress
+from embedcache.settings import STRICT, check
 
 _DRAWING_VERSION = 1
 _SIDES = ("right", "left")  # the patient's right lung is on the image's left
@@ -35,16 +38,15 @@ class PhantomConfig:
         prevalence: probability of each finding in an image.
     """
 
-    n_images: int = 1200
-    size: int = 128
-    prevalence: float = 0.35
+    n_images: Annotated[int, Ge(1)] = 1200
+    size: Annotated[int, Ge(16)] = 128
+    prevalence: Annotated[float, Gt(0), Lt(1)] = 0.35
     seed: int = 0
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - how recipes check this section
+    __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        if self.n_images < 1 or self.size < 16 or not 0 < self.prevalence < 1:
-            raise ValueError("expected n_images >= 1, size >= 16 and prevalence between 0 and 1")
+        check(self)
 
 
 @dataclass(frozen=True)
