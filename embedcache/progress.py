@@ -22,6 +22,7 @@ class Progress:
         self._label, self._total, self._unit = label, total, unit
         self._done, self._note = 0, ""
         self._started = self._last_line = time.monotonic()
+        self._shown = -1
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -40,6 +41,9 @@ class Progress:
             self._print_line()
 
     def _print_line(self) -> None:
+        if self._shown == self._done:
+            return
+        self._shown = self._done
         seconds = max(time.monotonic() - self._started, 1e-9)
         note = f", {self._note}" if self._note else ""
         rate = f"{self._done / seconds:,.1f} {self._unit}/s"

@@ -5,8 +5,9 @@ Shape notation: b batch size, d embedding width.
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -107,6 +108,22 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise EncoderError(f"compute_dtype {name!r}, expected one of {', '.join(dtypes)}")
     return dtypes[name]
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the warnings and bars of transformers; what it would only warn of, we check."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def digest_weights(model: torch.nn.Module) -> str:

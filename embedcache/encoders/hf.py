@@ -28,6 +28,7 @@ from embedcache.encoders.base import (
     Prepared,
     digest_weights,
     freeze,
+    quiet_transformers,
     run_notes,
 )
 from embedcache.errors import EncoderError, InputError
@@ -202,26 +203,18 @@ def _refusing(reason: str, message: str) -> Iterator[None]:
 def _load_model(checkpoint: _Checkpoint, pooling: str | None) -> Any:
     """The model with every weight from the checkpoint; a missing one is an error, never a random layer."""
     from transformers import AutoModel
-    from transformers.utils import logging
 
     if pooling not in (None, *_POOLINGS):
         raise EncoderError(f"hf:{checkpoint.name}: pooling {pooling!r}, expected one of {', '.join(_POOLINGS)}")
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # what transformers would only warn of is checked below
-    logging.disable_progress_bar()
-    try:
-        with checkpoint.loading("model") as where:
-            model, info = AutoModel.from_pretrained(
-                checkpoint.location,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                dtype=torch.float32,
-                **where,
-            )
-    finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()
+    with quiet_transformers(), checkpoint.loading("model") as where:
+        model, info = AutoModel.from_pretrained(
+            checkpoint.location,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **where,
+        )
     missing = sorted({*info["missing_keys"], *info["mismatched_keys"]})
     if pooling != "pooler":
         missing = [key for key in missing if not key.startswith("pooler.")]

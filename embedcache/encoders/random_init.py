@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from embedcache.encoders.base import quiet_transformers
 from embedcache.errors import EncoderError
 from embedcache.fingerprint import digest_file, fingerprint
 
@@ -86,7 +87,8 @@ def _write_once(directory: Path, identity: dict[str, Any], write: Any) -> Path:
     unfinished = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    write(unfinished)
+    with quiet_transformers():
+        write(unfinished)
     (unfinished / marker.name).write_text(wanted)
     unfinished.rename(directory)
     return directory

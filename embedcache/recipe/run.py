@@ -68,8 +68,10 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
         for name, section in sections.items():
             reports[modality, name] = _stage_one(recipe, manifest, modality, name, section, say)
     _write_config(recipe, run_dir)
-    digests = _image_digests(recipe)
-    say(f"splits    {manifest.audit(files=digests)}")
+    audit = manifest.audit(files=_image_digests(recipe))
+    say(f"splits    {audit}")
+    if audit.leaks:
+        say("warning   patients or images stand on both sides of a split: the scores below are too good")
     scores = pd.concat(
         [
             _stage_two(recipe, manifest, run_dir, image, text, say)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +286,33 @@ def test_code_beside_a_checkpoint_is_not_run(checkpoints: Path, tmp_path: Path) 
     with pytest.raises(EncoderError):
         embedcache.load_encoder(f"hf:{copy}", modality="image")
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_hub_name_loads_from_the_hubs_cache(checkpoints: Path, tmp_path: Path) -> None:
+    """The same files by hub name, by name@revision and by directory are the same encoder."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--made--encoder"
+    shutil.copytree(checkpoints / "bert", repository / "snapshots" / revision)
+    settings = {"max_seq_length": 24}
+    (repository / "snapshots" / revision / "sentence_bert_config.json").write_text(json.dumps(settings))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    code = (
+        "import sys, embedcache\n"
+        "for name in sys.argv[1:]:\n"
+        "    e = embedcache.load_encoder(name, device='cpu')\n"
+        "    print(e.fingerprint, e.record.identity['max_length'])\n"
+    )
+    names = ["hf:made/encoder", f"hf:made/encoder@{revision}", f"hf:{repository / 'snapshots' / revision}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert len(set(lines)) == 1
+    assert lines[0].endswith(" 24")
 
 
 # random checkpoints
