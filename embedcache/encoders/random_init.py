@@ -7,6 +7,7 @@ any download. Their weights have learnt nothing.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ _IMAGE_PROCESSOR = {
     "image_std": [0.25, 0.25, 0.25],
 }
 TINY = ("tiny-vit", "tiny-resnet", "tiny-bert")
-_VOCABULARY = 400
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_VOCABULARY_WORDS = 400
 
 
 def write_tiny(preset: str, directory: Path, *, seed: int, reports: Sequence[str] = ()) -> Path:
@@ -119,15 +121,30 @@ def _write_tiny_bert(into: Path, reports: Sequence[str]) -> None:
 
     if not reports:
         raise EncoderError("tiny-bert: no reports given to train its tokenizer on")
-    trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(sorted(set(reports)), vocab_size=_VOCABULARY, min_frequency=1, show_progress=False)
-    tokenizer = BertTokenizerFast(tokenizer_object=trained._tokenizer, model_max_length=128)
+    wordpiece = BertWordPieceTokenizer(vocab=_vocabulary(reports), lowercase=True)
+    tokenizer = BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, model_max_length=128)
     tokenizer.save_pretrained(into)
     config = BertConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=256, max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     BertModel(config, add_pooling_layer=False).save_pretrained(into)
+
+
+def _vocabulary(reports: Sequence[str]) -> dict[str, int]:
+    """Special tokens, all characters, and the most frequent words.
+
+    The trainers of the tokenizers library break ties at random; this gives the same vocabulary every time.
+    """
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    normalise, split = BertNormalizer(lowercase=True).normalize_str, BertPreTokenizer().pre_tokenize_str
+    counts = Counter(word for report in reports for word, _ in split(normalise(report)))
+    characters = sorted({character for word in counts for character in word})
+    words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    pieces = [*_SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters), *words[:_VOCABULARY_WORDS]]
+    return {piece: k for k, piece in enumerate(pieces)}
 
 
 _TINY_WRITERS = {

@@ -330,6 +330,22 @@ def test_random_checkpoints_are_written_once_and_seeded(tmp_path: Path) -> None:
         write_tiny("huge-vit", tmp_path / "d", seed=1)
 
 
+def test_a_tokenizer_of_the_reports_is_the_same_every_time(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom embedcache.encoders.random_init import write_tiny\n"
+        "write_tiny('tiny-bert', Path(sys.argv[1]), seed=0, reports=['Clear lungs.', 'An Opacity, clear.', 'ABC cab.'])"
+    )
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / seed)], check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / s).iterdir()} for s in ("1", "2"))
+    assert first == second
+    vocabulary = json.loads(first["tokenizer.json"])["model"]["vocab"]
+    assert [vocabulary[piece] for piece in ("[PAD]", "[CLS]", "[SEP]")] == [0, 2, 3]
+    assert {"clear", "lungs", "opacity", "##c"} <= set(vocabulary)
+
+
 def test_random_like_keeps_all_but_the_weights(checkpoints: Path, tmp_path: Path, image_encoder) -> None:
     write_random_like(f"hf:{checkpoints / 'vit'}", tmp_path / "random", seed=5)
     random = embedcache.load_encoder(f"hf:{tmp_path / 'random'}", pooling="mean", device="cpu")
