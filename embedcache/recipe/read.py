@@ -95,7 +95,7 @@ def _override(content: dict[str, Any], override: str, origins: dict[_Path, str])
         if not isinstance(target, dict):
             raise RecipeError(f"--set {override!r}: {key!r} holds a value, not fields")
     try:
-        target[keys[-1]] = yaml.load(value, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+        target[keys[-1]] = _Loader(value).get_single_data()
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML") from error
     origins[tuple(keys)] = f"--set {name}"

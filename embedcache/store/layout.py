@@ -20,7 +20,6 @@ SHARD_ENCODING = "embedcache-shard"
 
 _PLAN = re.compile(r"plan-(\d{5,})\.json")
 _SHARD_DOC = re.compile(r"shard-(\d{5,})\.json")
-_SHARD_FILE = re.compile(r"shard-(\d{5,})-([0-9a-f]{12})\.h5")
 
 # name of the stored dtype -> numpy dtype of the bytes in the shard; bfloat16 travels as its bit pattern
 STORED_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
@@ -46,29 +45,29 @@ class Layout:
 
 
 def plan_name(number: int) -> str:
+    """File name of a plan."""
     return f"plan-{number:05d}.json"
 
 
 def shard_doc_name(number: int) -> str:
+    """File name of a shard's document."""
     return f"shard-{number:05d}.json"
 
 
 def shard_file_name(number: int, sha256: str) -> str:
+    """File name of a shard; `sha256` is of its bytes, in hex."""
     return f"shard-{number:05d}-{sha256[:12]}.h5"
 
 
 def plan_number(name: str) -> int | None:
+    """The number in a plan's file name, None for other names."""
     match = _PLAN.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def shard_doc_number(name: str) -> int | None:
+    """The number in the name of a shard's document, None for other names."""
     match = _SHARD_DOC.fullmatch(name)
-    return int(match[1]) if match else None
-
-
-def shard_file_number(name: str) -> int | None:
-    match = _SHARD_FILE.fullmatch(name)
     return int(match[1]) if match else None
 
 

@@ -27,24 +27,24 @@ def part(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
 
 
-def close(ours: Tensor, theirs: Tensor) -> None:
+def check_close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_outputs_and_loss(golden: dict[str, Tensor]) -> None:
     adaptor = Adaptor.from_reference(part(golden, "weights.")).eval()
     output = adaptor(golden["input.image"], golden["input.text"])
-    close(output.image_embeds, golden["output.image_embeds"])
-    close(output.text_embeds, golden["output.text_embeds"])
-    close(output.logits_per_text, golden["output.logits_per_text"])
-    close(contrastive_loss(output.logits_per_text).reshape(1), golden["output.loss"])
-    close(adaptor.encode_image(golden["input.image"]), golden["output.image_embeds"])
-    close(adaptor.encode_text(golden["input.text"]), golden["output.text_embeds"])
+    check_close(output.image_embeds, golden["output.image_embeds"])
+    check_close(output.text_embeds, golden["output.text_embeds"])
+    check_close(output.logits_per_text, golden["output.logits_per_text"])
+    check_close(contrastive_loss(output.logits_per_text).reshape(1), golden["output.loss"])
+    check_close(adaptor.encode_image(golden["input.image"]), golden["output.image_embeds"])
+    check_close(adaptor.encode_text(golden["input.text"]), golden["output.text_embeds"])
 
 
 def test_tokens_of_one_modality(golden: dict[str, Tensor]) -> None:
     adaptor = Adaptor.from_reference(part(golden, "weights.")).eval()
-    close(adaptor.encode_image(golden["input.image_tokens"]), golden["output.image_tokens"])
+    check_close(adaptor.encode_image(golden["input.image_tokens"]), golden["output.image_tokens"])
 
 
 def test_gradients_and_none_for_queries_and_keys(golden: dict[str, Tensor]) -> None:
@@ -53,7 +53,7 @@ def test_gradients_and_none_for_queries_and_keys(golden: dict[str, Tensor]) -> N
     theirs = Adaptor.from_reference(part(golden, "grad."))
     for (name, ours), expected in zip(adaptor.named_parameters(), theirs.parameters(), strict=True):
         assert ours.grad is not None, name
-        close(ours.grad, expected.data)
+        check_close(ours.grad, expected.data)
         if name.endswith("in_proj_weight"):
             assert not ours.grad[: 2 * adaptor.config.projection_dim].any()
 
@@ -70,14 +70,14 @@ def test_ten_steps_of_training(golden: dict[str, Tensor]) -> None:
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
-    close(torch.stack(losses), golden["trajectory.loss"])
+    check_close(torch.stack(losses), golden["trajectory.loss"])
 
 
 def test_mask_losses(golden: dict[str, Tensor]) -> None:
     logits, mask = golden["segloss.logits"], golden["segloss.mask"]
-    close(mask_loss(logits, mask).reshape(1), golden["segloss.paper_modified_True"])
-    close(mask_loss(logits, mask, dice="log").reshape(1), golden["segloss.paper_modified_False"])
-    close(mask_loss(logits, mask, alpha=10.0, dice="log").reshape(1), golden["segloss.mixed_alpha10"])
+    check_close(mask_loss(logits, mask).reshape(1), golden["segloss.paper_modified_True"])
+    check_close(mask_loss(logits, mask, dice="log").reshape(1), golden["segloss.paper_modified_False"])
+    check_close(mask_loss(logits, mask, alpha=10.0, dice="log").reshape(1), golden["segloss.mixed_alpha10"])
 
 
 @pytest.mark.parametrize(("image_dim", "expected"), [(384, 11_912_705), (768, 12_207_617), (512, 12_011_009)])
@@ -105,14 +105,14 @@ def test_the_single_token_path_equals_full_attention_whatever_the_query() -> Non
     block = AttentionBlock(24, n_heads=4, ff_dim=32, dropout=0.1).eval()
     nn.init.normal_(block.in_proj_bias)
     x, query = torch.randn(5, 24), torch.randn(5, 24)
-    close(block(x), reference_block(block, x[:, None], query[:, None])[:, 0])
+    check_close(block(x), reference_block(block, x[:, None], query[:, None])[:, 0])
 
 
 def test_tokens_equal_torchs_attention() -> None:
     torch.manual_seed(0)
     block = AttentionBlock(24, n_heads=4, ff_dim=32, dropout=0.1).eval()
     x = torch.randn(3, 7, 24)
-    close(block(x), reference_block(block, x, x))
+    check_close(block(x), reference_block(block, x, x))
 
 
 def test_dropout_of_a_single_token_drops_whole_heads() -> None:
@@ -123,7 +123,7 @@ def test_dropout_of_a_single_token_drops_whole_heads() -> None:
     block.eval()
     kept = values.abs().sum(-1) > 0
     expected = block._attend_single(x).view(400, 4, 6)
-    close(values[kept], 2 * expected[kept])
+    check_close(values[kept], 2 * expected[kept])
     assert 0.4 < kept.float().mean() < 0.6
 
 
@@ -132,7 +132,7 @@ def test_samples_do_not_touch_each_other() -> None:
     adaptor = Adaptor(6, 5, projection_dim=24, ff_dim=32).eval()
     image = torch.randn(4, 6)
     alone = torch.cat([adaptor.encode_image(row[None]) for row in image])
-    close(adaptor.encode_image(image), alone)
+    check_close(adaptor.encode_image(image), alone)
 
 
 def test_what_it_refuses() -> None:
@@ -179,8 +179,8 @@ def test_image_weight_moves_between_the_directions() -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, 5)
     target = torch.arange(5)
-    close(contrastive_loss(logits, image_weight=1.0), nn.functional.cross_entropy(logits, target))
-    close(contrastive_loss(logits, image_weight=0.0), nn.functional.cross_entropy(logits.T, target))
+    check_close(contrastive_loss(logits, image_weight=1.0), nn.functional.cross_entropy(logits, target))
+    check_close(contrastive_loss(logits, image_weight=0.0), nn.functional.cross_entropy(logits.T, target))
 
 
 def test_losses_refuse_other_shapes() -> None:

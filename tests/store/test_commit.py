@@ -106,5 +106,5 @@ def test_a_store_refuses_another_encoder(tmp_path: Path) -> None:
 def test_names_of_files_round_trip() -> None:
     assert layout.plan_number(layout.plan_name(7)) == 7
     assert layout.shard_doc_number(layout.shard_doc_name(123456)) == 123456
-    assert layout.shard_file_number(layout.shard_file_name(3, "ab" * 32)) == 3
-    assert layout.shard_file_number("shard-00003.h5") is None
+    assert layout.shard_file_name(3, "ab" * 32) == "shard-00003-abababababab.h5"
+    assert layout.shard_doc_number("shard-00003-abababababab.h5") is None
