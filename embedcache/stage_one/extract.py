@@ -202,13 +202,13 @@ def _run(
     ):
         try:
             for shard in work:
-                embeddings, outcomes = encode(shard, stream, encoder)
+                embeddings, outcomes = encode(shard, stream, encoder, progress)
                 rows = _shard_rows(shard, embeddings, outcomes, catalogue.layout)
                 if len(unwritten) == _UNWRITTEN_SHARDS:
                     unwritten.popleft().result()
                 unwritten.append(writer.submit(_commit, shard.number, rows, catalogue))
                 n_failed += len(rows.failures)
-                progress.advance(len(shard.ids), f"{n_failed} failed" if n_failed else "")
+                progress.advance(0, f"{n_failed} failed" if n_failed else "")
             for future in unwritten:
                 future.result()
         finally:
@@ -216,7 +216,7 @@ def _run(
 
 
 def _encode_images(
-    shard: PlannedShard, stream: Iterator[Prepared | InputError], encoder: Encoder
+    shard: PlannedShard, stream: Iterator[Prepared | InputError], encoder: Encoder, progress: Progress
 ) -> tuple[np.ndarray, list[bytes | InputError]]:
     """Embeddings (n, d) and each row's input digest, or why it has none; batches as they arrive."""
     embeddings = np.zeros((len(shard.ids), encoder.dim), np.float32)
@@ -229,11 +229,12 @@ def _encode_images(
             inputs = [p if isinstance(p, Prepared) else good[0] for p in batch]
             embeddings[start : start + len(batch)] = encoder.encode(inputs).embeddings
         outcomes += [p.digest if isinstance(p, Prepared) else p for p in batch]
+        progress.advance(len(batch))
     return embeddings, outcomes
 
 
 def _encode_texts(
-    shard: PlannedShard, stream: Iterator[Prepared | InputError], encoder: Encoder
+    shard: PlannedShard, stream: Iterator[Prepared | InputError], encoder: Encoder, progress: Progress
 ) -> tuple[np.ndarray, list[bytes | InputError]]:
     """As `_encode_images`; each distinct text once, texts of like length together."""
     rows = [next(stream) for _ in shard.ids]
@@ -248,6 +249,7 @@ def _encode_texts(
     for k, p in enumerate(rows):
         if isinstance(p, Prepared):
             embeddings[k] = embedded[p.digest]
+    progress.advance(len(rows))
     return embeddings, [p.digest if isinstance(p, Prepared) else p for p in rows]
 
 

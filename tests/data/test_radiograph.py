@@ -90,6 +90,7 @@ def bad_inputs(root: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_every_bad_file_has_its_reason(tmp_path: Path) -> None:
     for name, reason in bad_inputs(tmp_path).items():
         with pytest.raises(InputError) as caught:
