@@ -57,6 +57,18 @@ class StoreWriteError(EmbedCacheError, OSError):
     """A file of a store could not be written; nothing of it counts."""
 
 
+class NoTokensError(UserError, AttributeError):
+    """Tokens asked of a store that holds embeddings alone."""
+
+
+class RepairError(UserError, ValueError):
+    """A store that cannot be repaired from what is left of it."""
+
+
+class ImportFormatError(UserError, ValueError):
+    """Embeddings made by another tool that are not as that tool writes them."""
+
+
 class FingerprintMismatchError(UserError, ValueError):
     """Values computed by one encoder were about to be mixed with, or taken for, another's."""
 

@@ -60,9 +60,14 @@ def input_digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:INPUT_DIGEST_BYTES]
 
 
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
+def digest_file(path: Path, *, skip: int = 0) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits.
+
+    Args:
+        skip: bytes at the beginning to leave out.
+    """
     with path.open("rb") as handle:
+        handle.seek(skip)
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

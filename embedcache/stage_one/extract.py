@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ from embedcache.stage_one.plan import next_plan, work_for
 from embedcache.stage_one.prepare import Job, in_order
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, PlannedShard, open_or_create, publish_plan
+from embedcache.store.claims import Claims
 from embedcache.store.layout import Layout
-from embedcache.store.shard import Failure, ShardRows, build_shard
-from embedcache.store.store import Store, open_store, shard_facts
+from embedcache.store.shard import Failure, ShardImage, ShardRows, shard_facts
+from embedcache.store.store import Store, open_store
 from embedcache.store.values import from_stored, to_stored
 
 _UNWRITTEN_SHARDS = 2  # encoded but not yet on disk; bounds memory
+_POLL_S = 0.2  # between looks at shards that other extractors have in hand
+_PATIENCE_S = 60.0  # without any progress of theirs, after which their shards are encoded here too
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class ExtractReport:
     """What became of every id asked for: `n_asked == n_embedded + n_failed + n_present`.
 
     Args:
-        n_embedded: encoded by this call.
+        n_embedded: in the store now and not before: encoded by this call, or by another on the same store beside it.
         n_failed: without a row, failures of earlier calls included.
         n_present: in the store before.
         failures: id, reason and message of each failed id.
@@ -77,7 +81,7 @@ def extract(
     A bad input costs its own row and is recorded.
 
     Args:
-        store_dtype: `float16`, `float32` or `bfloat16`.
+        store_dtype: `float16`, `float32`, `bfloat16`, or `int8` with a scale for each row.
         shard_rows: most rows in a shard.
         batch_size: samples encoded together; fixed by the plan once it is published.
         n_threads: preparing threads; by default one for each core.
@@ -96,13 +100,13 @@ def extract(
         raise ValueError(f"store_dtype {store_dtype!r}, expected one of {', '.join(layout.STORED_DTYPES)}")
     started, path = time.monotonic(), Path(store_dir)
     samples = _samples(manifest, encoder)
-    catalogue = open_or_create(
-        path,
+    document = layout.store_document(
         encoder=encoder.record.to_json(),
         encoder_fingerprint=encoder.fingerprint,
         modality=encoder.modality,
         store_layout=Layout(store_dtype, encoder.dim),
     )
+    catalogue = open_or_create(path, document)
     commit.sweep(path)
     _warn_of_mixing(catalogue, encoder)
     before = open_store(path)
@@ -111,7 +115,8 @@ def extract(
         _check_inputs(before, manifest, encoder.modality)
     again = {f.id for f in before.failures} & set(samples) if retry_failed else set()
     catalogue = _published_plan(catalogue, list(samples), again, shard_rows, batch_size)
-    _run(work_for(catalogue, samples), samples, encoder, catalogue, n_threads)
+    with Claims(path) as claims:
+        _run_all(work_for(catalogue, samples), samples, encoder, catalogue, claims, n_threads)
     return _account(open_store(path), list(samples), present, time.monotonic() - started)
 
 
@@ -180,39 +185,73 @@ def _published_plan(
         catalogue = Catalogue.read(catalogue.path)
 
 
+def _run_all(
+    work: Sequence[PlannedShard],
+    samples: Mapping[str, Job],
+    encoder: Encoder,
+    catalogue: Catalogue,
+    claims: Claims,
+    n_threads: int | None,
+) -> None:
+    """Encodes what nobody else has in hand, then what others dropped, until every shard counts."""
+    waited_since = None
+    while True:
+        left = [shard for shard in work if not catalogue.has_shard(shard.number)]
+        if not left:
+            return
+        patient = waited_since is None or time.monotonic() - waited_since < _PATIENCE_S
+        done = _run(left, samples, encoder, catalogue, claims if patient else None, n_threads)
+        if done or waited_since is None:
+            waited_since = time.monotonic()
+        elif patient:
+            time.sleep(_POLL_S)
+
+
 def _run(
     work: Sequence[PlannedShard],
     samples: Mapping[str, Job],
     encoder: Encoder,
     catalogue: Catalogue,
+    claims: Claims | None,
     n_threads: int | None,
-) -> None:
-    n_rows = sum(len(shard.ids) for shard in work)
-    if not n_rows:
-        return
+) -> int:
+    """Encodes those shards that nobody else has claimed, all of them without `claims`; gives their number."""
     unit = "image" if encoder.modality == "image" else "report"
     ahead = 3 * max(shard.batch_size for shard in work)
-    stream = in_order((samples[i] for shard in work for i in shard.ids), n_threads=n_threads, ahead=ahead)
+    claimed: deque[PlannedShard] = deque()
+
+    def jobs() -> Iterator[Job]:
+        for shard in work:
+            # asked again under the claim: whoever held it before may have published the shard
+            if claims is None or (claims.claim(shard.number) and not catalogue.has_shard(shard.number)):
+                claimed.append(shard)
+                yield from (samples[i] for i in shard.ids)
+
+    stream = in_order(jobs(), n_threads=n_threads, ahead=ahead)
     encode = _encode_images if encoder.modality == "image" else _encode_texts
     unwritten: deque[Future[None]] = deque()
-    n_failed = 0
+    n_done = n_failed = 0
+    total = sum(len(shard.ids) for shard in work)
     with (
         ThreadPoolExecutor(1) as writer,
-        Progress(f"encoding into {catalogue.path}", total=n_rows, unit=unit) as progress,
+        Progress(f"encoding into {catalogue.path}", total=total, unit=unit) as progress,
     ):
         try:
-            for shard in work:
-                embeddings, outcomes = encode(shard, stream, encoder, progress)
+            for first in stream:  # the first outcome of a shard: by then it stands in `claimed`
+                shard = claimed.popleft()
+                embeddings, outcomes = encode(shard, chain([first], stream), encoder, progress)
                 rows = _shard_rows(shard, embeddings, outcomes, catalogue.layout)
                 if len(unwritten) == _UNWRITTEN_SHARDS:
                     unwritten.popleft().result()
                 unwritten.append(writer.submit(_commit, shard.number, rows, catalogue))
+                n_done += 1
                 n_failed += len(rows.failures)
                 progress.advance(0, f"{n_failed} failed" if n_failed else "")
             for future in unwritten:
                 future.result()
         finally:
             stream.close()
+    return n_done
 
 
 def _encode_images(
@@ -257,9 +296,9 @@ def _shard_rows(
     shard: PlannedShard, embeddings: np.ndarray, outcomes: Sequence[bytes | InputError], store_layout: Layout
 ) -> ShardRows:
     """The rows that are fit to keep; every other id becomes a failure."""
-    codes = to_stored(embeddings, store_layout.dtype)
+    codes, scales = to_stored(embeddings, store_layout.dtype)
     finite = np.isfinite(embeddings).all(axis=1)
-    stored_finite = np.isfinite(from_stored(codes, store_layout.dtype)).all(axis=1)
+    stored_finite = np.isfinite(from_stored(codes, store_layout.dtype, scales)).all(axis=1)
     constant = embeddings.min(axis=1) == embeddings.max(axis=1)
     kept, digests, failures = [], [], []
     for k, (sample_id, outcome) in enumerate(zip(shard.ids, outcomes, strict=True)):
@@ -280,14 +319,15 @@ def _shard_rows(
         codes=codes[kept],
         input_digests=np.frombuffer(b"".join(digests), np.uint8),
         failures=failures,
+        scales=None if scales is None else scales[kept],
     )
 
 
 def _commit(number: int, rows: ShardRows, catalogue: Catalogue) -> None:
-    if (catalogue.path / layout.shard_doc_name(number)).exists():
+    if catalogue.has_shard(number):
         return  # another extractor was faster
-    data = build_shard(rows, catalogue.document)
-    commit.publish_shard(catalogue.path, number, data, shard_facts(catalogue, rows))
+    image = ShardImage(rows, catalogue.document)
+    commit.publish_shard(catalogue.path, number, image, shard_facts(catalogue.document, rows))
 
 
 def _account(store: Store, ids: Sequence[str], present: set[str], seconds: float) -> ExtractReport:

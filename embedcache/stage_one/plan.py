@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
-
 from embedcache.store.catalogue import Catalogue, Plan, PlannedShard
-from embedcache.store.layout import STORED_DTYPES
-
-_SHARD_BYTES = 256 * 2**20
+from embedcache.store.layout import SHARD_BYTES
 
 
 def next_plan(
@@ -36,8 +32,7 @@ def next_plan(
     new = [i for i in ids if i in retried or (i not in unfinished and i not in finished)]
     if not new:
         return None
-    row_bytes = catalogue.layout.dim * np.dtype(STORED_DTYPES[catalogue.layout.dtype]).itemsize
-    rows = max(min(shard_rows, _SHARD_BYTES // row_bytes), 1)
+    rows = max(min(shard_rows, SHARD_BYTES // catalogue.layout.row_bytes()), 1)
     bounds = [*range(0, len(new), rows), len(new)]
     return Plan(new, bounds, catalogue.next_shard(), batch_size, abandons)
 

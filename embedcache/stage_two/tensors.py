@@ -67,7 +67,7 @@ def _held(store: Store, ids: Sequence[str], modality: str, dataset: str) -> np.n
     """Which ids have a row; ids that the store does not account for are refused."""
     if store.modality != modality:
         raise JoinError(f"{store.path}: a store of modality {store.modality!r}, expected {modality!r}")
-    held = np.array([i in store for i in ids], bool)
+    held = store.find(ids) >= 0
     failed = {f.id for f in store.failures}
     missing = [i for i, there in zip(ids, held, strict=True) if not there and i not in failed]
     if missing and len(missing) == len(ids):
@@ -99,7 +99,7 @@ def resident(store: Store, rows: np.ndarray, device: str) -> Tensor:
     Raises:
         JoinError: a row that is not finite or zero throughout; the message names its id.
     """
-    values = torch.from_numpy(np.ascontiguousarray(store.embeddings[rows])).to(device).float()
+    values = torch.from_numpy(store.gather(rows)).to(device).float()
     fit = torch.isfinite(values).all(dim=1) & values.any(dim=1)
     if not bool(fit.all()):
         bad = np.flatnonzero(~fit.cpu().numpy())

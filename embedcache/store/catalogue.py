@@ -7,11 +7,12 @@ elsewhere and no time or host is involved.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import FingerprintMismatchError, StoreFormatError, StoreNotFoundError
+from embedcache.errors import FingerprintMismatchError, StoreFormatError, StoreNotFoundError, StoreWriteError
 from embedcache.store import commit, layout
 from embedcache.store.layout import Layout
 
@@ -54,21 +55,23 @@ class Catalogue:
 
     Args:
         document: the content of `store.json`.
-        plans: in order of publication.
         shards: documents of the shards that count, by number.
+        n_plans: how many plans were published.
+        damaged: damaged documents of shards by file name, where the reader asked to be told and not to be stopped.
     """
 
     path: Path
     document: dict[str, Any]
-    plans: Sequence[Plan]
     shards: Mapping[int, dict[str, Any]]
+    n_plans: int
+    damaged: Mapping[str, StoreFormatError] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, damaged: dict[str, StoreFormatError] | None = None) -> Catalogue:
-        """Reads every document of a store directory.
+    def read(cls, path: Path, *, tolerant: bool = False) -> Catalogue:
+        """Reads the documents of a store directory; plans are read when they are first asked for.
 
         Args:
-            damaged: where given, damaged documents of shards are put here, by file name, and not raised.
+            tolerant: collect damaged documents of shards in `damaged` instead of raising.
 
         Raises:
             StoreNotFoundError: no store there.
@@ -77,20 +80,27 @@ class Catalogue:
         document_path = path / layout.STORE_NAME
         if not document_path.is_file():
             found = "an empty directory" if path.is_dir() else "a file" if path.is_file() else "nothing"
+            if path.is_dir() and any(layout.shard_file_number(entry.name) is not None for entry in path.iterdir()):
+                raise StoreFormatError(
+                    f"{document_path}: not there, but shards are; run 'embedcache repair {path}' to write it anew"
+                )
             raise StoreNotFoundError(
                 f"{path}: no store there (found {found}, expected a directory with {layout.STORE_NAME}); "
                 "make it with 'embedcache extract MANIFEST ENCODER --store " + str(path) + "'"
             )
-        document = layout.unseal(document_path.read_bytes(), document_path)
+        document = commit.read_document(document_path)
+        kind = document.get("encoding-type")
+        if kind != layout.STORE_ENCODING:
+            raise StoreFormatError(f"{document_path}: encoding-type is {kind!r}, expected {layout.STORE_ENCODING!r}")
         names = sorted(entry.name for entry in path.iterdir())
-        plans = [_read_plan(path / name) for name in names if layout.plan_number(name) is not None]
         plan_numbers = sorted(number for name in names if (number := layout.plan_number(name)) is not None)
-        if plan_numbers != list(range(len(plans))):
+        if plan_numbers != list(range(len(plan_numbers))) and not tolerant:
             raise StoreFormatError(
-                f"{path}: plans {plan_numbers}, expected 0 to {len(plans) - 1}: a plan was taken away; put it back, or "
-                "extract into another --store"
+                f"{path}: plans {plan_numbers}, expected 0 to {len(plan_numbers) - 1}: a plan was taken away; put it "
+                f"back, or run 'embedcache repair {path}'"
             )
         shards: dict[int, dict[str, Any]] = {}
+        damaged: dict[str, StoreFormatError] = {}
         for name in names:
             number = layout.shard_doc_number(name)
             if number is None:
@@ -98,15 +108,23 @@ class Catalogue:
             try:
                 shards[number] = _read_shard_document(path / name, number, document)
             except StoreFormatError as error:
-                if damaged is None:
+                if not tolerant:
                     raise
                 damaged[name] = error
-        return cls(path, document, plans, dict(sorted(shards.items())))
+        return cls(path, document, dict(sorted(shards.items())), max(plan_numbers, default=-1) + 1, damaged)
 
     @property
     def layout(self) -> Layout:
-        known = {key: self.document["layout"][key] for key in ("dtype", "dim", "views")}
-        return Layout(**known)
+        return Layout.from_json(self.document["layout"])
+
+    @cached_property
+    def plans(self) -> Sequence[Plan]:
+        """In order of publication.
+
+        Raises:
+            StoreFormatError: a damaged plan.
+        """
+        return [read_plan(self.path / layout.plan_name(number)) for number in range(self.n_plans)]
 
     def pending(self) -> list[PlannedShard]:
         """Planned shards that neither count yet nor were abandoned."""
@@ -115,33 +133,30 @@ class Catalogue:
             shard
             for plan in self.plans
             for shard in plan.shards()
-            if shard.number not in self.shards and shard.number not in abandoned
+            if shard.number not in self.shards and shard.number not in abandoned and shard.ids
         ]
+
+    def has_shard(self, number: int) -> bool:
+        """Whether the shard counts by now, whoever published it."""
+        return number in self.shards or (self.path / layout.shard_doc_name(number)).exists()
 
     def next_shard(self) -> int:
         """The first shard number that no plan has taken."""
         return max((plan.first_shard + len(plan.bounds) - 1 for plan in self.plans), default=0)
 
 
-def open_or_create(
-    path: Path, *, encoder: dict[str, Any], encoder_fingerprint: str, modality: str, store_layout: Layout
-) -> Catalogue:
+def open_or_create(path: Path, document: dict[str, Any]) -> Catalogue:
     """The catalogue of the store at `path`, created if there is none.
 
     Args:
-        encoder: the encoder's record, JSON-ready.
+        document: what `layout.store_document` gives.
 
     Raises:
         FingerprintMismatchError: the store there holds another encoder's values.
+        StoreWriteError: a packed store is there, or the directory cannot be written.
     """
-    document: dict[str, Any] = {
-        "encoding-type": "embedcache-store",
-        "encoder": encoder,
-        "encoder_fingerprint": encoder_fingerprint,
-        "fingerprint": layout.store_fingerprint(encoder_fingerprint, store_layout),
-        "layout": asdict(store_layout),
-        "modality": modality,
-    }
+    if path.is_file():
+        raise StoreWriteError(f"{path}: a file; a packed store does not grow. Name a directory with --store")
     commit.make_directory(path)
     if not (path / layout.STORE_NAME).exists():
         commit.publish(path / layout.STORE_NAME, layout.seal(document))
@@ -155,8 +170,13 @@ def publish_plan(path: Path, number: int, plan: Plan) -> bool:
     return commit.publish(path / layout.plan_name(number), layout.seal(asdict(plan)))
 
 
-def _read_plan(path: Path) -> Plan:
-    document = layout.unseal(path.read_bytes(), path)
+def read_plan(path: Path) -> Plan:
+    """Reads one plan.
+
+    Raises:
+        StoreFormatError: damaged.
+    """
+    document = commit.read_document(path)
     try:
         return Plan(*(document[key] for key in ("ids", "bounds", "first_shard", "batch_size", "abandons")))
     except KeyError as error:
@@ -164,11 +184,13 @@ def _read_plan(path: Path) -> Plan:
 
 
 def _read_shard_document(path: Path, number: int, store_document: dict[str, Any]) -> dict[str, Any]:
-    document = layout.unseal(path.read_bytes(), path)
+    document = commit.read_document(path)
     try:
         _check_fingerprint(str(document["fingerprint"]), str(store_document["fingerprint"]), path)
         if document["file"] != layout.shard_file_name(number, document["sha256"]):
             raise StoreFormatError(f"{path}: names the file {document['file']!r}, which is not this shard's")
+        if not all(isinstance(document[key], int) and document[key] >= 0 for key in ("size", "n", "n_failed")):
+            raise StoreFormatError(f"{path}: size, n and n_failed are not all numbers")
     except KeyError as error:
         raise StoreFormatError(f"{path}: the document lacks {error}") from error
     return document

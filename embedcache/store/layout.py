@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,36 @@ from typing import Any
 from embedcache.errors import StoreFormatError
 from embedcache.fingerprint import canonical_json, fingerprint
 
-FORMAT = "1.0"
+FORMAT = "1.1"
 STORE_NAME = "store.json"
+STORE_ENCODING = "embedcache-store"
 SHARD_ENCODING = "embedcache-shard"
+PACKED_ENCODING = "embedcache-packed-store"
+
+SHARD_BYTES = 256 * 2**20  # most bytes of rows in a shard of an extraction
+USER_BLOCK_BYTES = 1024  # before the HDF5 part of a packed store: its document, padded with spaces
+ALIGN_BYTES = 64  # every dataset starts on a cache line ...
+ALIAS_BYTES = 4096  # ... but rows not on a page, where they would alias with numpy's own buffers
 
 _PLAN = re.compile(r"plan-(\d{5,})\.json")
 _SHARD_DOC = re.compile(r"shard-(\d{5,})\.json")
+_SHARD_FILE = re.compile(r"shard-(\d{5,})-([0-9a-f]{12})\.h5")
 
 # name of the stored dtype -> numpy dtype of the bytes in the shard; bfloat16 travels as its bit pattern
-STORED_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+STORED_DTYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """What the tokens of a store's rows have in common.
+
+    Args:
+        dim: width of a token.
+        length: l, tokens in each row; None where rows have lengths of their own (ragged).
+    """
+
+    dim: int
+    length: int | None
 
 
 @dataclass(frozen=True)
@@ -30,18 +52,54 @@ class Layout:
     """What every shard of a store has in common.
 
     Args:
-        dtype: stored dtype of the embeddings, a key of `STORED_DTYPES`.
+        dtype: stored dtype of embeddings and tokens, a key of `STORED_DTYPES`.
         dim: d, the width of an embedding.
         views: how many views of each sample are stored.
+        tokens: None where only embeddings are stored.
     """
 
     dtype: str
     dim: int
     views: int = 1
+    tokens: TokenLayout | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in STORED_DTYPES:
             raise StoreFormatError(f"unknown stored dtype {self.dtype!r}, expected one of {', '.join(STORED_DTYPES)}")
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Layout:
+        """The layout in a store's document; keys of a newer minor version are left where they are."""
+        tokens = document.get("tokens")
+        return cls(
+            str(document["dtype"]),
+            int(document["dim"]),
+            int(document["views"]),
+            None if tokens is None else TokenLayout(int(tokens["dim"]), tokens["length"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As documents and fingerprints hold it; `tokens` stands only where there are some."""
+        return {key: value for key, value in asdict(self).items() if value is not None or key != "tokens"}
+
+    def datasets(self) -> set[str]:
+        """Names of the datasets that a shard of this layout has."""
+        names = {"record", "failures", "ids", "views", "input_digests", "block_digests", "embeddings"}
+        if self.dtype == "int8":
+            names.add("scales")
+        if self.tokens is not None:
+            names.add("tokens")
+            if self.tokens.length is None:
+                names.add("token_offsets")
+            if self.dtype == "int8":
+                names.add("token_scales")
+        return names
+
+    def row_bytes(self) -> int:
+        """Bytes of one row, but for ragged tokens and int8 scales."""
+        n_tokens = 0 if self.tokens is None or self.tokens.length is None else self.tokens.length * self.tokens.dim
+        width = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[self.dtype]
+        return (self.dim + n_tokens) * width
 
 
 def plan_name(number: int) -> str:
@@ -71,14 +129,38 @@ def shard_doc_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def shard_file_number(name: str) -> int | None:
+    """The number in a shard's file name, None for other names."""
+    match = _SHARD_FILE.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def store_fingerprint(encoder_fingerprint: str, layout: Layout) -> str:
     """Covers the encoder and all that the store adds to it."""
-    return fingerprint({"encoder": encoder_fingerprint, "format": FORMAT.split(".")[0], "layout": asdict(layout)})
+    return fingerprint({"encoder": encoder_fingerprint, "format": FORMAT.split(".")[0], "layout": layout.to_json()})
+
+
+def store_document(
+    *, encoder: dict[str, Any], encoder_fingerprint: str, modality: str, store_layout: Layout
+) -> dict[str, Any]:
+    """The content of a `store.json` but for its seal.
+
+    Args:
+        encoder: the encoder's record, JSON-ready.
+    """
+    return {
+        "encoding-type": STORE_ENCODING,
+        "encoder": encoder,
+        "encoder_fingerprint": encoder_fingerprint,
+        "fingerprint": store_fingerprint(encoder_fingerprint, store_layout),
+        "layout": store_layout.to_json(),
+        "modality": modality,
+    }
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """Canonical JSON of a document with its format version and the digest of itself."""
-    document = {**document, "format": FORMAT}
+    """Canonical JSON of a document with its format version, where it has none this one, and the digest of itself."""
+    document = {"format": FORMAT, **document}
     return canonical_json({**document, "digest": fingerprint(document)}) + b"\n"
 
 

@@ -1,101 +1,194 @@
 """Reading a store: shards mapped behind their gate, rows found by id.
 
-Shape notation: n rows, d embedding width.
+Shape notation: n rows, d embedding width, l tokens in a row.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from embedcache.errors import MissingIdsError, StoreFormatError, StoreWriteError, some_ids
-from embedcache.fingerprint import INPUT_DIGEST_BYTES, digest_arrays, digest_file, fingerprint
-from embedcache.ids import unusable_ids
-from embedcache.store import commit, layout
-from embedcache.store.catalogue import Catalogue, Plan, open_or_create, publish_plan
+from embedcache.errors import MissingIdsError, NoTokensError, StoreFormatError, some_ids
+from embedcache.fingerprint import INPUT_DIGEST_BYTES, digest_file
+from embedcache.store import layout
+from embedcache.store.catalogue import Catalogue
+from embedcache.store.columns import Column, RaggedTokens, Tokens, Values, row_numbers
+from embedcache.store.gate import Shard, open_shard
+from embedcache.store.id_index import IdIndex, key_array
 from embedcache.store.layout import Layout
-from embedcache.store.shard import Failure, Shard, ShardRows, build_shard, open_shard
-from embedcache.store.values import from_stored, to_stored
+from embedcache.store.shard import Failure, ShardRows
 
 Verify = Literal["structure", "digest"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a store's rows were read from: enough to open the very same rows again in another process.
+
+    Args:
+        path: the store's directory, or its one file.
+        document: the content of `store.json`.
+        shards: the documents of its shards; of a packed store the one in its user block.
+        packed: whether the store is one file.
+    """
+
+    path: Path
+    document: dict[str, Any]
+    shards: Sequence[dict[str, Any]]
+    packed: bool
 
 
 class Store:
     """The rows of one store. Made by `open_store`.
 
-    Where an id was tried again, its latest record holds. The object is also a torch map-style dataset.
+    Where an id was tried again, its latest record holds. The object is also a torch map-style dataset. It holds no
+    open file, so that it may be used after a fork; pickled, it goes by its path and opens the same shards again.
     """
 
-    def __init__(self, catalogue: Catalogue, shards: Sequence[Shard]) -> None:
-        self.path = catalogue.path
-        self.layout = catalogue.layout
-        self.n_pending_shards = len(catalogue.pending())
-        self._document = catalogue.document
-        self._shards = shards
-        self._keep = _latest(shards)
+    def __init__(self, source: Source, shards: Sequence[Shard]) -> None:
+        self.path = source.path
+        self.layout = Layout.from_json(source.document["layout"])
+        self._source, self._shards = source, shards
+
+    def __reduce__(self) -> tuple[Callable[[Source], Store], tuple[Source]]:
+        return _opened_again, (self._source,)
+
+    def __repr__(self) -> str:
+        tokens = "" if self.layout.tokens is None else f", tokens {self.layout.tokens.length or 'ragged'}"
+        return f"<Store {self.path}: {len(self)} x {self.layout.dim} {self.layout.dtype}{tokens}, {self.modality}>"
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What the store says of itself."""
+        return dict(self._source.document)
 
     @property
     def fingerprint(self) -> str:
         """What determines the stored values: encoder, layout and format."""
-        return str(self._document["fingerprint"])
+        return str(self._source.document["fingerprint"])
 
     @property
     def encoder_fingerprint(self) -> str:
-        return str(self._document["encoder_fingerprint"])
+        return str(self._source.document["encoder_fingerprint"])
 
     @property
     def encoder(self) -> dict[str, Any]:
         """The record of the encoder that computed the rows."""
-        return dict(self._document["encoder"])
+        return dict(self._source.document["encoder"])
 
     @property
     def modality(self) -> str:
-        return str(self._document["modality"])
+        return str(self._source.document["modality"])
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the store is one file."""
+        return self._source.packed
+
+    @property
+    def n_shards(self) -> int:
+        return len(self._shards)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its shards on disk."""
+        return sum(int(document["size"]) for document in self._source.shards)
+
+    @cached_property
+    def n_pending_shards(self) -> int:
+        """Planned shards that do not count yet."""
+        return 0 if self.is_packed else len(Catalogue.read(self.path).pending())
 
     @cached_property
     def ids(self) -> list[str]:
         """The id of each row, (n,)."""
-        return [
-            i
-            for shard, keep in zip(self._shards, self._keep, strict=True)
-            for i in (shard.ids if keep is None else [shard.ids[k] for k in keep])
-        ]
+        return [key.decode("utf-8") for key in self._keys.tolist()]
 
     @cached_property
     def views(self) -> np.ndarray:
         """Which view of its sample each row is, (n,) uint16."""
-        return self._gathered("views", (0,), np.dtype(np.uint16))
+        return self._column("views", np.empty(0, "<u2")).whole()
 
     @cached_property
     def input_digests(self) -> np.ndarray:
         """First 16 bytes of the SHA-256 of each row's input, (n, 16) uint8; all zero where it is unknown."""
-        return self._gathered("input_digests", (0, INPUT_DIGEST_BYTES), np.dtype(np.uint8))
+        return self._column("input_digests", np.empty((0, INPUT_DIGEST_BYTES), np.uint8)).whole()
 
     @cached_property
     def raw(self) -> np.ndarray:
         """The stored codes, (n, d): mapped where there is one shard, one gathered copy where there are many."""
-        stored = np.dtype(layout.STORED_DTYPES[self.layout.dtype])
-        return self._gathered("codes", (0, self.layout.dim), stored)
+        return self._values.codes.whole()
+
+    @cached_property
+    def scales(self) -> np.ndarray | None:
+        """The scale of each row, (n,) float32, of an int8 store; otherwise None."""
+        return None if self._values.scales is None else self._values.scales.whole()
 
     @cached_property
     def embeddings(self) -> np.ndarray:
-        """The embeddings, (n, d): the stored codes themselves, bfloat16 widened to float32."""
-        return from_stored(self.raw, self.layout.dtype)
+        """The embeddings, (n, d): mapped where there is one shard, one gathered copy, kept, where there are many.
+
+        float16 and float32 as they are stored, bfloat16 and int8 as float32.
+        """
+        return self.raw if self._values.is_stored_as_is else self._values.whole()
+
+    def gather(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Embeddings of some rows, (m, d), straight from their shards: no other row is read or copied.
+
+        Args:
+            rows: (m,) row numbers, as `rows` gives them.
+        """
+        _, numbers = row_numbers(rows, len(self))
+        if "embeddings" in self.__dict__:
+            return np.take(self.embeddings, numbers, axis=0)
+        return self._values.take(numbers)
+
+    @cached_property
+    def tokens(self) -> Tokens | RaggedTokens:
+        """The tokens of each row, read when indexed: (l, d) by a row number; by row numbers (m, l, d), or a list of
+        (l_i, d) where the store is ragged.
+
+        Raises:
+            NoTokensError: the store holds embeddings alone.
+        """
+        tokens = self.layout.tokens
+        if tokens is None:
+            raise NoTokensError(f"{self.path}: holds embeddings and no tokens; use a store that was made with tokens")
+        dtype = self.layout.dtype
+        if tokens.length is None:
+            parts = [(s.tokens, s.token_offsets, s.token_scales) for s in self._shards]
+            return RaggedTokens(parts, self._keeps, dtype, tokens.dim)  # type: ignore[arg-type]  # the gate saw them
+        stored = np.dtype(layout.STORED_DTYPES[dtype])
+        codes = self._column("tokens", np.empty((0, tokens.length, tokens.dim), stored))
+        scales = self._column("token_scales", np.empty((0, tokens.length), "<f4")) if dtype == "int8" else None
+        return Tokens(Values(codes, dtype, scales))
 
     @cached_property
     def failures(self) -> list[Failure]:
         """Inputs that were tried and have no row, by their latest record."""
         latest = {f.id: f for shard in self._shards for f in shard.failures}
-        embedded = set(self.ids)
-        return [f for f in latest.values() if f.id not in embedded]
+        if not latest:
+            return []
+        embedded = self.find(list(latest)) >= 0
+        return [f for f, there in zip(latest.values(), embedded.tolist(), strict=True) if not there]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._keys)
+
+    def find(self, ids: Sequence[str], view: int = 0) -> np.ndarray:
+        """Row numbers of ids, (len(ids),) int64; -1 where the store has no row of that view."""
+        try:
+            keys = key_array(ids)
+        except (ValueError, UnicodeEncodeError):  # such an id is in no store
+            return np.concatenate([_found_alone(self, i, view) for i in ids])
+        index, numbers = self._index(view)
+        found = index.find(keys)
+        return found if numbers is None else np.where(found < 0, -1, numbers[found])
 
     def rows(self, ids: Iterable[str], view: int = 0) -> np.ndarray:
         """Row numbers of ids, (len(ids),) int64.
@@ -103,69 +196,133 @@ class Store:
         Raises:
             MissingIdsError: ids without a row of that view; a `KeyError`.
         """
-        index = self._index(view)
-        wanted = list(ids)
-        try:
-            return np.fromiter((index[i] for i in wanted), np.int64, len(wanted))
-        except KeyError:
-            missing = [i for i in wanted if i not in index]
-        raise MissingIdsError(
-            f"{self.path}: {len(missing)} of {len(wanted)} ids have no row of view {view}: {some_ids(missing)}; "
-            "run 'embedcache extract' on the manifest that names them"
-        )
+        wanted = ids if isinstance(ids, list) else list(ids)
+        found = self.find(wanted, view)
+        if (found < 0).any():
+            missing = [wanted[k] for k in np.flatnonzero(found < 0)]
+            raise MissingIdsError(
+                f"{self.path}: {len(missing)} of {len(wanted)} ids have no row of view {view}: {some_ids(missing)}; "
+                "run 'embedcache extract' on the manifest that names them"
+            )
+        return found
 
     def __contains__(self, sample_id: object) -> bool:
-        return sample_id in self._index(0)
+        return isinstance(sample_id, str) and bool(self.find([sample_id])[0] >= 0)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"id": self.ids[i], "embedding": np.asarray(self.embeddings[i])}
+        return self.__getitems__([i])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        values = self.embeddings[np.asarray(indices)]
-        return [{"id": self.ids[i], "embedding": v} for i, v in zip(indices, values, strict=True)]
+        """Samples for a DataLoader, one gather for all of them: `id`, `embedding` and, where stored, `tokens`."""
+        _, numbers = row_numbers(indices, len(self))
+        columns: dict[str, Any] = {
+            "id": [key.decode("utf-8") for key in self._keys[numbers].tolist()],
+            "embedding": self.gather(numbers),
+        }
+        if self.layout.tokens is not None:
+            columns["tokens"] = self.tokens[numbers]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    def _index(self, view: int) -> dict[str, int]:
+    def shard_rows(self) -> ShardRows:
+        """All rows and failures as one shard is written from them; rows are read as they are written."""
+        rows = ShardRows(
+            self.ids, self.views, self._values.codes, self.input_digests, self.failures, self._values.scales
+        )
+        if self.layout.tokens is None:
+            return rows
+        if isinstance(self.tokens, RaggedTokens):
+            codes = self.tokens.codes()
+            scales = self.tokens.scales() if self.layout.dtype == "int8" else None
+            return replace(rows, tokens=codes, token_offsets=codes.offsets, token_scales=scales)
+        return replace(rows, tokens=self.tokens.values.codes, token_scales=self.tokens.values.scales)
+
+    def restricted(self, keep: np.ndarray) -> Store:
+        """The same store with only some of its rows in sight; failures stay.
+
+        Args:
+            keep: which rows to keep, (n,) bool.
+        """
+        seen, start = Store(self._source, self._shards), 0
+        keeps: list[np.ndarray | None] = []
+        for shard, held in zip(self._shards, self._keeps, strict=True):
+            numbers = np.arange(len(shard)) if held is None else held
+            keeps.append(numbers[keep[start : start + len(numbers)]])
+            start += len(numbers)
+        seen.__dict__["_keeps"] = keeps
+        return seen
+
+    def by_shard(self) -> Iterator[Store]:
+        """The same store shard by shard: of each only the rows that hold."""
+        for shard, keep in zip(self._shards, self._keeps, strict=True):
+            part = Store(self._source, [shard])
+            part.__dict__["_keeps"] = [keep]
+            yield part
+
+    @cached_property
+    def _values(self) -> Values:
+        stored = np.dtype(layout.STORED_DTYPES[self.layout.dtype])
+        codes = self._column("codes", np.empty((0, self.layout.dim), stored))
+        scales = self._column("scales", np.empty(0, "<f4")) if self.layout.dtype == "int8" else None
+        return Values(codes, self.layout.dtype, scales)
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        """Ids as bytes of one width, (n,)."""
+        width = max((shard.keys.dtype.itemsize for shard in self._shards), default=1)
+        return self._column("keys", np.empty(0, f"S{width}")).whole()
+
+    @cached_property
+    def _keeps(self) -> list[np.ndarray | None]:
+        return _latest(self._shards)
+
+    def _column(self, name: str, empty: np.ndarray) -> Column:
+        return Column([getattr(shard, name) for shard in self._shards], self._keeps, empty)
+
+    def _index(self, view: int) -> tuple[IdIndex, np.ndarray | None]:
+        """An index of the rows of one view, and their numbers; None where they are all rows."""
         if view not in self._indices:
-            numbers = np.flatnonzero(self.views == view).tolist()
-            self._indices[view] = {self.ids[i]: i for i in numbers}
+            of_view = self.views == view
+            everything = bool(of_view.all())
+            keys = self._keys if everything else self._keys[of_view]
+            self._indices[view] = (IdIndex(keys), None if everything else np.flatnonzero(of_view))
         return self._indices[view]
 
     @cached_property
-    def _indices(self) -> dict[int, dict[str, int]]:
+    def _indices(self) -> dict[int, tuple[IdIndex, np.ndarray | None]]:
         return {}
 
-    def _gathered(self, name: str, empty_shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        parts = [
-            getattr(shard, name) if keep is None else getattr(shard, name)[keep]
-            for shard, keep in zip(self._shards, self._keep, strict=True)
-        ]
-        parts = [part for part in parts if len(part)]
-        if not parts:
-            return np.empty(empty_shape, dtype)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+def _found_alone(store: Store, sample_id: str, view: int) -> np.ndarray:
+    try:
+        key_array([sample_id])
+    except (ValueError, UnicodeEncodeError):
+        return np.array([-1])
+    return store.find([sample_id], view)
 
 
 def _latest(shards: Sequence[Shard]) -> list[np.ndarray | None]:
     """For each shard the rows that hold, None for all: a later record of an id replaces earlier ones."""
-    last: dict[str, int] = {}
-    n_seen = 0
-    for number, shard in enumerate(shards):
-        ids = {*shard.ids, *(f.id for f in shard.failures)}
-        n_seen += len(ids)
-        last.update(dict.fromkeys(ids, number))
-    if n_seen == len(last):
+    if len(shards) < 2:
         return [None] * len(shards)
-    return [
-        np.array([k for k, i in enumerate(shard.ids) if last[i] == number], np.int64)
-        for number, shard in enumerate(shards)
-    ]
+    records = [part for shard in shards for part in (shard.keys, key_array([f.id for f in shard.failures]))]
+    counts = [len(shard) + len(shard.failures) for shard in shards]
+    width = max(part.dtype.itemsize for part in records)
+    keys = np.concatenate([part.astype(f"S{width}") for part in records])
+    shard_of = np.repeat(np.arange(len(shards)), counts)
+    # of equal keys the index gives the first, so the last record comes first
+    last = shard_of[::-1][IdIndex(keys[::-1]).firsts()][::-1]
+    holds = last == shard_of
+    if holds.all():
+        return [None] * len(shards)
+    starts = np.cumsum([0, *counts])
+    return [np.flatnonzero(holds[starts[k] : starts[k] + len(shard)]) for k, shard in enumerate(shards)]
 
 
 def open_store(path: str | Path, *, verify: Verify = "structure") -> Store:
     """Opens a store for reading.
 
     Args:
-        path: a store directory.
+        path: a store's directory, or the one file of a packed store.
         verify: `structure` checks names, sizes and the layout of every shard; `digest` also the SHA-256 of
             every byte.
 
@@ -175,112 +332,102 @@ def open_store(path: str | Path, *, verify: Verify = "structure") -> Store:
     """
     if verify not in ("structure", "digest"):
         raise ValueError(f"verify={verify!r}, expected 'structure' or 'digest'")
-    catalogue = Catalogue.read(Path(path))
-    shards = []
-    for document in catalogue.shards.values():
-        file = catalogue.path / document["file"]
-        check_shard_file(file, document, digest=verify == "digest")
-        shard = open_shard(file)
-        if shard.record != catalogue.document:
-            raise StoreFormatError(
-                f"{file}: its record has fingerprint {shard.record.get('fingerprint', '')[:12]}..., the store "
-                f"{catalogue.document['fingerprint'][:12]}...: a shard of another store"
-            )
-        shards.append(shard)
-    return Store(catalogue, shards)
+    path = Path(path)
+    if path.is_file():
+        return open_packed(path, digest=verify == "digest")
+    catalogue = Catalogue.read(path)
+    source = Source(path, catalogue.document, list(catalogue.shards.values()), packed=False)
+    if verify == "digest":
+        for document in source.shards:
+            check_file(path / document["file"], document, digest=True)
+    return _opened_again(source)
 
 
-def check_shard_file(file: Path, document: dict[str, Any], *, digest: bool) -> None:
-    """Compares a shard file with what its document says, before HDF5 sees it.
+def _opened_again(source: Source) -> Store:
+    if source.packed:
+        return open_packed(source.path, expected=source.shards[0])
+    return Store(source, [open_counted(source.path, document, source.document) for document in source.shards])
+
+
+def open_counted(store: Path, document: dict[str, Any], store_document: dict[str, Any]) -> Shard:
+    """Opens a shard that a document makes count.
+
+    Raises:
+        StoreFormatError: not the file that the document means, or not of this store.
+    """
+    file = store / document["file"]
+    check_file(file, document, digest=False)
+    shard = open_shard(file)
+    if shard.record != store_document:
+        raise StoreFormatError(
+            f"{file}: its record has fingerprint {str(shard.record.get('fingerprint'))[:12]}..., the store "
+            f"{store_document['fingerprint'][:12]}...: a shard of another store"
+        )
+    if (len(shard), len(shard.failures)) != (document["n"], document["n_failed"]):
+        raise StoreFormatError(
+            f"{file}: {len(shard)} rows and {len(shard.failures)} failures, its document says {document['n']} and "
+            f"{document['n_failed']}; run 'embedcache verify {store}'"
+        )
+    return shard
+
+
+def open_packed(path: Path, *, digest: bool = False, expected: dict[str, Any] | None = None) -> Store:
+    """Opens a store that is one file.
+
+    Args:
+        digest: whether to compare the SHA-256 of every byte.
+        expected: what its user block said when it was opened before.
+
+    Raises:
+        StoreFormatError: no packed store, or damaged.
+    """
+    document = packed_document(path)
+    if expected is not None and document != expected:
+        raise StoreFormatError(f"{path}: is another store than when it was opened; open it again")
+    check_file(path, document, digest=digest)
+    shard = open_shard(path, user_block=layout.USER_BLOCK_BYTES)
+    if shard.record.get("fingerprint") != document["fingerprint"]:
+        raise StoreFormatError(f"{path}: its user block and its record name different fingerprints")
+    return Store(Source(path, shard.record, [document], packed=True), [shard])
+
+
+def packed_document(path: Path) -> dict[str, Any]:
+    """What a packed store's user block says.
+
+    Raises:
+        StoreFormatError: no packed store, or its document is damaged.
+    """
+    with path.open("rb") as handle:
+        block = handle.read(layout.USER_BLOCK_BYTES)
+    if not block.startswith(b"{"):
+        raise StoreFormatError(
+            f"{path}: not a packed store (it begins with {block[:8]!r}); open the directory of a store, or make one "
+            "file of it with 'embedcache pack'"
+        )
+    document = layout.unseal(block.rstrip(b" \n"), path)
+    if document.get("encoding-type") != layout.PACKED_ENCODING:
+        raise StoreFormatError(
+            f"{path}: encoding-type is {document.get('encoding-type')!r}, expected {layout.PACKED_ENCODING!r}"
+        )
+    return document
+
+
+def check_file(file: Path, document: dict[str, Any], *, digest: bool) -> None:
+    """Compares a shard or packed store with what its document says, before HDF5 sees it.
 
     Raises:
         StoreFormatError: missing, of another size or, with `digest`, of another content.
     """
-    remedy = f"run 'embedcache verify {file.parent}'"
+    packed = document.get("encoding-type") == layout.PACKED_ENCODING
+    remedy = f"run 'embedcache verify {file if packed else file.parent}'"
     if not file.is_file():
         raise StoreFormatError(f"{file}: the shard's document names it, but it is not there; {remedy}")
     size = file.stat().st_size
     if size != document["size"]:
         raise StoreFormatError(f"{file}: {size} bytes, its document says {document['size']}; {remedy}")
     if digest:
-        found = digest_file(file)
+        found = digest_file(file, skip=layout.USER_BLOCK_BYTES if packed else 0)
         if found != document["sha256"]:
             raise StoreFormatError(
                 f"{file}: SHA-256 {found[:12]}..., its document says {document['sha256'][:12]}...; {remedy}"
             )
-
-
-def save_store(
-    path: str | Path,
-    ids: Sequence[str],
-    embeddings: np.ndarray,
-    *,
-    record: dict[str, Any] | None = None,
-    modality: str = "image",
-    store_dtype: str | None = None,
-) -> Store:
-    """Writes embeddings made elsewhere as a store of one shard.
-
-    Args:
-        ids: unique sample ids, n of them.
-        embeddings: (n, d), finite.
-        record: JSON-ready account of where the values came from; without it the contents are fingerprinted.
-        store_dtype: one of `STORED_DTYPES`; the dtype of `embeddings` if it is one of them, else float32.
-
-    Raises:
-        ValueError: ids and rows that do not fit, duplicate ids, rows that are not finite or zero throughout.
-        StoreWriteError: the path holds a store already.
-    """
-    path, ids = Path(path), [str(i) for i in ids]
-    embeddings = np.asarray(embeddings)
-    if embeddings.ndim != 2 or len(embeddings) != len(ids):
-        raise ValueError(f"embeddings of shape {embeddings.shape} for {len(ids)} ids, expected ({len(ids)}, d)")
-    if modality not in ("image", "text"):
-        raise ValueError(f"modality {modality!r}, expected 'image' or 'text'")
-    faults = [f"{ids[k]!r} {fault}" for k, fault in unusable_ids(ids)]
-    if faults:
-        raise ValueError(f"{len(faults)} unusable ids: {'; '.join(faults[:5])}")
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"duplicate ids: {some_ids(i for i, n in Counter(ids).items() if n > 1)}")
-    if (path / layout.STORE_NAME).exists():
-        raise StoreWriteError(f"{path}: holds a store already; name another directory")
-    dtype = store_dtype or (str(embeddings.dtype) if str(embeddings.dtype) in ("float16", "float32") else "float32")
-    store_layout = Layout(dtype, embeddings.shape[1])
-    codes = to_stored(embeddings, dtype)
-    values = from_stored(codes, dtype)
-    fit = np.isfinite(embeddings).all(axis=1) & np.isfinite(values).all(axis=1) & values.any(axis=1)
-    if not fit.all():
-        unfit = [ids[k] for k in np.flatnonzero(~fit)]
-        raise ValueError(
-            f"{len(unfit)} rows are not finite as {dtype}, or zero throughout: {some_ids(unfit)}; leave them out"
-        )
-    if record is None:
-        content = digest_arrays([(dtype, codes)])
-        record = {"source": "external", "contents": fingerprint({"ids": ids, "embeddings": content})}
-    catalogue = open_or_create(
-        path,
-        encoder=record,
-        encoder_fingerprint=fingerprint(record),
-        modality=modality,
-        store_layout=store_layout,
-    )
-    publish_plan(path, 0, Plan(ids, [0, len(ids)], 0, max(len(ids), 1)))
-    rows = ShardRows(
-        ids,
-        np.zeros(len(ids), np.uint16),
-        codes,
-        np.zeros((len(ids), INPUT_DIGEST_BYTES), np.uint8),  # the inputs are unknown here
-        failures=[],
-    )
-    data = build_shard(rows, catalogue.document)
-    commit.publish_shard(path, 0, data, shard_facts(catalogue, rows))
-    return open_store(path)
-
-
-def shard_facts(catalogue: Catalogue, rows: ShardRows) -> dict[str, Any]:
-    """What a shard's document says beside its file, SHA-256 and size."""
-    return {
-        "fingerprint": catalogue.document["fingerprint"],
-        "n": len(rows.ids),
-        "n_failed": len(rows.failures),
-    }

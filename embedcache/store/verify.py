@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +15,14 @@ from typing import Any
 import numpy as np
 
 from embedcache.errors import StoreFormatError
-from embedcache.store.catalogue import Catalogue
-from embedcache.store.shard import digest_blocks, open_shard
-from embedcache.store.store import check_shard_file
+from embedcache.store import layout
+from embedcache.store.catalogue import Catalogue, Plan, read_plan
+from embedcache.store.gate import Shard, open_shard
+from embedcache.store.id_index import IdIndex
+from embedcache.store.shard import block_bounds, block_digests
+from embedcache.store.store import check_file, open_counted, open_packed, packed_document
+
+_LOCATE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,7 @@ class Problem:
         shard: file name.
         kind: `missing` or `damaged`.
         ids: the rows concerned, as far as they are known.
-        message: what was found and expected.
+        message: what was found and expected; for damage within rows, in which blocks.
     """
 
     shard: str
@@ -31,45 +42,142 @@ class Problem:
     message: str
 
 
-def verify_store(path: str | Path) -> list[Problem]:
+def verify_store(path: str | Path, *, advance: Callable[[int], None] = lambda n_bytes: None) -> list[Problem]:
     """Compares every file of a store with its digest; an empty list means that the store is sound.
+
+    A file that differs from its digest is never parsed in this process.
+
+    Args:
+        path: a store's directory, or the one file of a packed store.
+        advance: told the bytes of each file when it is done.
 
     Raises:
         StoreNotFoundError: no store there.
-        StoreFormatError: `store.json` or a plan is damaged, so that nothing else can be judged.
     """
-    damaged: dict[str, StoreFormatError] = {}
-    catalogue = Catalogue.read(Path(path), damaged)
-    planned = {shard.number: tuple(shard.ids) for plan in catalogue.plans for shard in plan.shards()}
-    problems = [Problem(name, "damaged", (), str(error)) for name, error in damaged.items()]
-    for number, document in catalogue.shards.items():
-        problem = _check(catalogue.path / document["file"], document, planned.get(number, ()))
-        if problem is not None:
-            problems.append(problem)
-    return problems
-
-
-def _check(file: Path, document: dict[str, Any], planned: tuple[str, ...]) -> Problem | None:
-    if not file.is_file():
-        message = f"{file}: not there, its document says {document['size']} bytes"
-        return Problem(file.name, "missing", planned, message)
+    path = Path(path)
+    if path.is_file():
+        return _verify_packed(path)
     try:
-        check_shard_file(file, document, digest=True)
-        open_shard(file)
+        catalogue = Catalogue.read(path, tolerant=True)
+    except FileNotFoundError:
+        raise
     except StoreFormatError as error:
-        return Problem(file.name, "damaged", _damaged_ids(file, planned), str(error))
+        return [Problem(layout.STORE_NAME, "damaged", (), str(error))]
+    problems = [Problem(name, "damaged", (), str(error)) for name, error in catalogue.damaged.items()]
+    plans, of_plans = _plans(catalogue)
+    planned = {shard.number: tuple(shard.ids) for plan in plans for shard in plan.shards()}
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing leaves the interpreter free
+        checked = pool.map(
+            lambda number: _verify_shard(catalogue, number, planned.get(number), advance), catalogue.shards
+        )
+        return problems + of_plans + [problem for problem in checked if problem is not None]
+
+
+def _plans(catalogue: Catalogue) -> tuple[list[Plan], list[Problem]]:
+    plans, problems = [], []
+    for number in range(catalogue.n_plans):
+        path = catalogue.path / layout.plan_name(number)
+        if not path.is_file():
+            problems.append(Problem(path.name, "missing", (), f"{path}: not there, but later plans are"))
+            continue
+        try:
+            plans.append(read_plan(path))
+        except StoreFormatError as error:
+            problems.append(Problem(path.name, "damaged", (), str(error)))
+    return plans, problems
+
+
+def _verify_shard(
+    catalogue: Catalogue, number: int, planned: tuple[str, ...] | None, advance: Callable[[int], None]
+) -> Problem | None:
+    document = catalogue.shards[number]
+    file = catalogue.path / document["file"]
+    if not file.is_file():
+        return Problem(
+            file.name, "missing", planned or (), f"{file}: not there, its document says {document['size']} bytes"
+        )
+    try:
+        check_file(file, document, digest=True)
+    except StoreFormatError as error:
+        ids, where = _damage(file, 0, planned or ())
+        return Problem(file.name, "damaged", ids, f"{error}; {where}")
+    finally:
+        advance(int(document["size"]))
+    try:
+        shard = open_counted(catalogue.path, document, catalogue.document)
+        _check_ids(file, shard, planned)
+    except StoreFormatError as error:
+        return Problem(file.name, "damaged", planned or (), str(error))
     return None
 
 
-def _damaged_ids(file: Path, planned: tuple[str, ...]) -> tuple[str, ...]:
-    """The rows whose block digest differs; all planned ids where the shard cannot be read that far."""
+def _verify_packed(path: Path) -> list[Problem]:
     try:
-        shard = open_shard(file)
-    except StoreFormatError:
-        return planned
-    found = digest_blocks(shard.codes, shard.block_rows)
-    if found.shape != shard.block_digests.shape:
-        return planned
-    blocks = np.flatnonzero((found != shard.block_digests).any(axis=1))
-    ids = [i for b in blocks for i in shard.ids[b * shard.block_rows : (b + 1) * shard.block_rows]]
-    return tuple(ids) or planned
+        check_file(path, packed_document(path), digest=True)
+    except StoreFormatError as error:
+        ids, where = _damage(path, layout.USER_BLOCK_BYTES, ())
+        return [Problem(path.name, "damaged", ids, f"{error}; {where}")]
+    try:
+        store = open_packed(path)
+        if len(set(zip(store.ids, store.views.tolist(), strict=True))) != len(store):
+            raise StoreFormatError(f"{path}: an id stands in two rows of one view")
+    except StoreFormatError as error:
+        return [Problem(path.name, "damaged", (), str(error))]
+    return []
+
+
+def _check_ids(file: Path, shard: Shard, planned: tuple[str, ...] | None) -> None:
+    """Refuses rows that were not planned for this shard, twice the same row, and ids that are no text."""
+    try:
+        ids = shard.ids
+    except UnicodeDecodeError as error:
+        raise StoreFormatError(f"{file}: an id is not UTF-8 ({error})") from error
+    if planned is not None and set(ids) | {f.id for f in shard.failures} != set(planned):
+        raise StoreFormatError(f"{file}: its ids are not the ones that its plan gives it")
+    firsts = IdIndex(shard.keys).firsts()
+    if len(np.unique(np.stack([firsts, shard.views.astype(np.int64)]), axis=1).T) != len(shard):
+        raise StoreFormatError(f"{file}: an id stands in two rows of one view")
+
+
+def _damage(file: Path, user_block: int, planned: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The rows whose block digest differs, and words for where they are.
+
+    HDF5 has to parse a damaged file for that, so another process does it.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "embedcache.store.verify", str(file), str(user_block)],
+            capture_output=True,
+            timeout=_LOCATE_TIMEOUT_S,
+            check=True,
+        )
+        blocks, ids = json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError):
+        return planned, "the damage reaches beyond the rows: none of them can be trusted"
+    if not blocks:
+        return planned, "every block of rows is sound: the damage is in ids, digests or metadata"
+    return tuple(ids), f"blocks {', '.join(map(str, blocks[:10]))}{' ...' if len(blocks) > 10 else ''} of rows differ"
+
+
+def locate_damage(file: Path, user_block: int) -> tuple[list[int], list[str]]:
+    """Blocks whose digest differs, and the ids of their rows.
+
+    Raises:
+        StoreFormatError: damaged beyond its rows.
+    """
+    shard = open_shard(file, user_block=user_block)
+    rows = shard.rows()
+    bounds = block_bounds(len(shard), max(shard.block_rows, 1))
+    found = block_digests(rows, bounds)
+    blocks = np.flatnonzero((found != shard.block_digests).any(axis=1)).tolist()
+    return blocks, [i for b in blocks for i in shard.ids[slice(*bounds[b])]]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints where a file is damaged, as JSON."""
+    located: Any = locate_damage(Path(arguments[0]), int(arguments[1]))
+    print(json.dumps(located))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

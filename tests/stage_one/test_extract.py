@@ -217,10 +217,10 @@ def stop_after(monkeypatch, n_shards: int) -> None:
     """Makes the commit of shard `n_shards` raise, as a crash would."""
     real = commit.publish_shard
 
-    def publish_shard(store: Path, number: int, data: bytes, document: dict):
+    def publish_shard(store: Path, number: int, image, document: dict):
         if number >= n_shards:
             raise Stopped
-        return real(store, number, data, document)
+        return real(store, number, image, document)
 
     monkeypatch.setattr(extract_module.commit, "publish_shard", publish_shard)
 

@@ -24,8 +24,8 @@ def test_the_first_to_publish_wins(tmp_path: Path) -> None:
 
 
 def test_a_shard_counts_through_its_document_alone(tmp_path: Path) -> None:
-    ours = commit.publish_shard(tmp_path, 0, b"bytes of one", {"n": 1})
-    again = commit.publish_shard(tmp_path, 0, b"bytes of one", {"n": 1})
+    ours = commit.publish_shard(tmp_path, 0, [b"bytes ", b"of one"], {"n": 1})
+    again = commit.publish_shard(tmp_path, 0, [b"bytes ", b"of one"], {"n": 1})
     assert ours.won
     assert not again.won
     assert again.document["sha256"] == ours.document["sha256"]
@@ -34,10 +34,10 @@ def test_a_shard_counts_through_its_document_alone(tmp_path: Path) -> None:
 
 def test_the_loser_with_other_bytes_leaves_the_winners(tmp_path: Path, monkeypatch) -> None:
     """Both link an .h5 before either document: the document decides and the loser takes its own away."""
-    winner = commit.publish_shard(tmp_path, 0, b"winner", {})
+    winner = commit.publish_shard(tmp_path, 0, [b"winner"], {})
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self: False if self.name == "shard-00000.json" else exists(self))
-    loser = commit.publish_shard(tmp_path, 0, b"loser", {})
+    loser = commit.publish_shard(tmp_path, 0, [b"loser"], {})
     assert not loser.won
     assert loser.document["sha256"] == winner.document["sha256"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [winner.document["file"], "shard-00000.json"]
@@ -93,14 +93,17 @@ def test_only_temporaries_of_dead_owners_are_swept(tmp_path: Path) -> None:
 
 
 def test_a_store_refuses_another_encoder(tmp_path: Path) -> None:
-    arguments = {"encoder": {}, "modality": "image", "store_layout": Layout("float16", 4)}
-    open_or_create(tmp_path / "s", encoder_fingerprint="one", **arguments)
-    open_or_create(tmp_path / "s", encoder_fingerprint="one", **arguments)
+    def document(encoder_fingerprint: str, dtype: str) -> dict:
+        return layout.store_document(
+            encoder={}, modality="image", encoder_fingerprint=encoder_fingerprint, store_layout=Layout(dtype, 4)
+        )
+
+    open_or_create(tmp_path / "s", document("one", "float16"))
+    open_or_create(tmp_path / "s", document("one", "float16"))
     with pytest.raises(FingerprintMismatchError, match=r"expected .*another encoder.*--store"):
-        open_or_create(tmp_path / "s", encoder_fingerprint="two", **arguments)
+        open_or_create(tmp_path / "s", document("two", "float16"))
     with pytest.raises(FingerprintMismatchError):
-        open_or_create(tmp_path / "s", encoder_fingerprint="one", encoder={}, modality="image",
-                       store_layout=Layout("float32", 4))  # fmt: skip
+        open_or_create(tmp_path / "s", document("one", "float32"))
 
 
 def test_names_of_files_round_trip() -> None:

@@ -16,19 +16,22 @@ from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue, Plan, open_or_create, publish_plan
 from embedcache.store.commit import publish_shard
 from embedcache.store.layout import Layout
-from embedcache.store.shard import Failure, ShardRows, build_shard
-from embedcache.store.store import shard_facts
+from embedcache.store.shard import Failure, ShardImage, ShardRows, shard_facts
 
 
 def rows(n: int, d: int = 8, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
+def document(store_layout: Layout) -> dict:
+    return layout.store_document(
+        encoder={"name": "made"}, encoder_fingerprint="f", modality="image", store_layout=store_layout
+    )
+
+
 def write_shards(path: Path, parts: list[tuple[list[str], list[str]]], d: int = 8) -> np.ndarray:
     """A store of several shards, each with embedded and failed ids; gives all embedded rows in order."""
-    catalogue = open_or_create(
-        path, encoder={"name": "made"}, encoder_fingerprint="f", modality="image", store_layout=Layout("float32", d)
-    )
+    catalogue = open_or_create(path, document(Layout("float32", d)))
     written = []
     for number, (embedded, failed) in enumerate(parts):
         codes = rows(len(embedded), d, seed=number)
@@ -41,7 +44,8 @@ def write_shards(path: Path, parts: list[tuple[list[str], list[str]]], d: int = 
             np.ones((len(embedded), 16), np.uint8),
             [Failure(i, "truncated", "cut short") for i in failed],
         )
-        publish_shard(path, number, build_shard(shard, catalogue.document), shard_facts(catalogue, shard))
+        facts = shard_facts(catalogue.document, shard)
+        publish_shard(path, number, ShardImage(shard, catalogue.document), facts)
         written.append(codes)
     return np.concatenate(written)
 
@@ -55,19 +59,41 @@ def test_values_come_back(tmp_path: Path, dtype: str) -> None:
     assert embedcache.verify_store(tmp_path / "s") == []
 
 
+def mapped_file(array: np.ndarray) -> str:
+    """The file that the system has mapped where an array's bytes are; empty for plain memory."""
+    at = array.ctypes.data
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        bounds, *fields = line.split(maxsplit=5)
+        start, stop = (int(bound, 16) for bound in bounds.split("-"))
+        if start <= at < stop:
+            return fields[4] if len(fields) == 5 and fields[4].startswith("/") else ""
+    raise AssertionError("an address that is not mapped")
+
+
+def row_offset(path: Path) -> int:
+    with h5py.File(shard_file(path)) as file:
+        return file["embeddings"].id.get_offset()
+
+
 def test_one_shard_is_mapped_not_copied(tmp_path: Path) -> None:
     store = embedcache.save_store(tmp_path / "s", ["a", "b"], rows(2))
-    assert isinstance(store.embeddings, np.memmap)
-    assert store.embeddings.offset % 64 == 0
+    assert mapped_file(store.embeddings) == str(shard_file(tmp_path / "s"))
     tensor = torch.from_numpy(store.embeddings)
     assert tensor.data_ptr() == store.embeddings.ctypes.data
 
 
+def test_writing_to_the_map_reaches_neither_file_nor_others(tmp_path: Path) -> None:
+    store = embedcache.save_store(tmp_path / "s", ["a", "b"], rows(2))
+    store.embeddings[:] = 7
+    assert embedcache.verify_store(tmp_path / "s") == []
+    np.testing.assert_array_equal(embedcache.open_store(tmp_path / "s").embeddings, rows(2))
+
+
 @pytest.mark.parametrize("n", range(1, 200, 13))
 def test_rows_start_on_a_cache_line_and_off_a_page(tmp_path: Path, n: int) -> None:
-    store = embedcache.save_store(tmp_path / "s", [f"i{k}" * (n % 7 + 1) for k in range(n)], rows(n))
-    assert store.embeddings.offset % 64 == 0
-    assert store.embeddings.offset % 4096 != 0
+    embedcache.save_store(tmp_path / "s", [f"i{k}" * (n % 7 + 1) for k in range(n)], rows(n))
+    assert row_offset(tmp_path / "s") % 64 == 0
+    assert row_offset(tmp_path / "s") % 4096 != 0
 
 
 def test_an_empty_store_is_legal(tmp_path: Path) -> None:
@@ -189,8 +215,8 @@ def shard_file(path: Path) -> Path:
 
 def test_a_flipped_bit_is_found_and_its_rows_are_named(tmp_path: Path) -> None:
     ids = [f"i{k}" for k in range(600)]
-    store = embedcache.save_store(tmp_path / "s", ids, rows(600))
-    file, at = shard_file(tmp_path / "s"), store.embeddings.offset + 300 * 8 * 4 + 5
+    embedcache.save_store(tmp_path / "s", ids, rows(600))
+    file, at = shard_file(tmp_path / "s"), row_offset(tmp_path / "s") + 300 * 8 * 4 + 5
     damaged = bytearray(file.read_bytes())
     damaged[at] ^= 1
     file.write_bytes(damaged)
@@ -267,7 +293,7 @@ def rewrite(path: Path, change) -> None:
     import hashlib
 
     old = shard_file(path)
-    with h5py.File(old, "r+") as file:
+    with h5py.File(old, "r+", alignment_threshold=1, alignment_interval=64) as file:
         change(file)
     data = old.read_bytes()
     old.unlink()
@@ -344,9 +370,7 @@ def test_a_shard_of_another_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_unfinished_shards_are_counted(tmp_path: Path) -> None:
-    catalogue = open_or_create(
-        tmp_path / "s", encoder={}, encoder_fingerprint="f", modality="image", store_layout=Layout("float32", 4)
-    )
+    catalogue = open_or_create(tmp_path / "s", document(Layout("float32", 4)))
     publish_plan(catalogue.path, 0, Plan(["a", "b", "c"], [0, 2, 3], 0, 2))
     store = embedcache.open_store(tmp_path / "s")
     assert len(store) == 0

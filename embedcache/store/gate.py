@@ -1,0 +1,265 @@
+"""The gate: a shard file to mapped arrays, after checking that it is what format 1 allows and nothing else.
+
+HDF5 follows links, external files and virtual datasets silently, and its parser has had memory faults. So nothing of a
+file is read or mapped before all of it has been looked over, by name, by kind, and by where its bytes lie.
+
+Shape notation: n rows, d embedding width, l tokens in a row, s tokens in all rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py._objects import phil as h5py_lock
+
+from embedcache.errors import StoreFormatError
+from embedcache.fingerprint import INPUT_DIGEST_BYTES
+from embedcache.store import layout
+from embedcache.store.layout import Layout
+from embedcache.store.mapping import map_file
+from embedcache.store.shard import Failure, ShardRows
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n\x03"  # superblock version 3, whose metadata carries checksums
+_DIGEST_BYTES = 32
+
+_VALUES = {np.dtype(d) for d in layout.STORED_DTYPES.values()}
+_BYTES = {np.dtype(np.uint8)}
+_FLOATS = {np.dtype("<f4")}
+# every dataset that format 1 knows: the dtypes and ranks it may have
+_KNOWN: dict[str, tuple[set[np.dtype] | None, tuple[int, ...]]] = {
+    "record": (_BYTES, (1,)),
+    "failures": (_BYTES, (1,)),
+    "ids": (None, (1,)),
+    "views": ({np.dtype("<u2")}, (1,)),
+    "input_digests": (_BYTES, (2,)),
+    "block_digests": (_BYTES, (2,)),
+    "embeddings": (_VALUES, (2,)),
+    "scales": (_FLOATS, (1,)),
+    "tokens": (_VALUES, (2, 3)),
+    "token_offsets": ({np.dtype("<i8")}, (1,)),
+    "token_scales": (_FLOATS, (1, 2)),
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard as read. Arrays are views of one copy-on-write map of the file, and it holds no open file.
+
+    Args:
+        keys: ids as UTF-8 bytes padded with NUL, (n,).
+        views: (n,) uint16.
+        codes: (n, d) stored dtype.
+        input_digests: (n, 16) uint8.
+        record: the store's document as the shard carries it.
+        layout: the layout in it.
+        block_rows: rows to a block of `block_digests`.
+        block_digests: (ceil(n / block_rows), 32) uint8.
+        scales, tokens, token_offsets, token_scales: as in `ShardRows`; None where the layout has none.
+    """
+
+    keys: np.ndarray
+    views: np.ndarray
+    codes: np.ndarray
+    input_digests: np.ndarray
+    failure_ledger: bytes
+    record: dict[str, Any]
+    layout: Layout
+    block_rows: int
+    block_digests: np.ndarray
+    scales: np.ndarray | None
+    tokens: np.ndarray | None
+    token_offsets: np.ndarray | None
+    token_scales: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """(n,) str."""
+        return [i.decode("utf-8") for i in self.keys.tolist()]
+
+    @cached_property
+    def failures(self) -> list[Failure]:
+        """Inputs without a row."""
+        known = ("id", "reason", "message")
+        return [Failure(*(str(f[name]) for name in known)) for f in json.loads(self.failure_ledger)]
+
+    def rows(self) -> ShardRows:
+        """The same as what a shard is written from."""
+        return ShardRows(
+            self.ids,
+            self.views,
+            self.codes,
+            self.input_digests,
+            self.failures,
+            self.scales,
+            self.tokens,
+            self.token_offsets,
+            self.token_scales,
+        )
+
+
+def open_shard(path: Path, *, user_block: int = 0) -> Shard:
+    """Maps a shard after checking that it holds what format 1 allows and nothing else.
+
+    Args:
+        user_block: bytes before the HDF5 part.
+
+    Raises:
+        StoreFormatError: the gate refused it; the message says what was found where.
+    """
+    try:
+        with path.open("rb") as handle:
+            handle.seek(user_block)
+            start, size = handle.read(len(_SIGNATURE)), handle.seek(0, 2)
+        if start != _SIGNATURE:
+            raise StoreFormatError(
+                f"{path}: begins with {start!r}, expected an HDF5 superblock of version 3: not a shard of embedcache"
+            )
+        with _no_plugins(), h5py.File(path, "r", locking=False, driver="sec2") as file:
+            if file.userblock_size != user_block:
+                raise StoreFormatError(f"{path}: a user block of {file.userblock_size} bytes, expected {user_block}")
+            return _read(file, path, size)
+    except StoreFormatError:
+        raise
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+        raise StoreFormatError(
+            f"{path}: cannot be read as a shard ({error}); run 'embedcache verify {path.parent}'"
+        ) from error
+
+
+@contextlib.contextmanager
+def _no_plugins() -> Iterator[None]:
+    """HDF5 looks for filters in folders of shared libraries; while the gate looks at a file there are none."""
+    with h5py_lock:
+        folders = [h5py.h5pl.get(k) for k in range(h5py.h5pl.size())]
+        for _ in folders:
+            h5py.h5pl.remove(0)
+        try:
+            yield
+        finally:
+            for folder in folders:
+                h5py.h5pl.append(folder)
+
+
+def _read(file: h5py.File, path: Path, size: int) -> Shard:
+    kind = file.attrs.get("encoding-type")
+    if kind != np.bytes_(layout.SHARD_ENCODING):
+        raise StoreFormatError(
+            f"{path}: encoding-type is {kind!r}, expected {layout.SHARD_ENCODING!r}: not a shard of embedcache"
+        )
+    layout.check_version(bytes(file.attrs["encoding-version"]).decode(), path)
+    names = set(file)
+    _check_names(names, path, known=set(_KNOWN), needed={"record", "block_digests"})
+    places = {name: _looked_over(file, name, path, size) for name in sorted(names)}
+    rows_each = int(file["block_digests"].attrs["block_rows"])
+    whole = map_file(path, size)
+    arrays = {name: place(whole) for name, place in places.items()}
+    record = json.loads(arrays["record"].tobytes())
+    store_layout = Layout.from_json(record["layout"])
+    _check_names(names, path, known=store_layout.datasets(), needed=store_layout.datasets())
+    _check_shapes(arrays, store_layout, rows_each, path)
+    return Shard(
+        keys=arrays["ids"],
+        views=arrays["views"],
+        codes=arrays["embeddings"],
+        input_digests=arrays["input_digests"],
+        failure_ledger=arrays["failures"].tobytes(),
+        record=record,
+        layout=store_layout,
+        block_rows=rows_each,
+        block_digests=arrays["block_digests"],
+        scales=arrays.get("scales"),
+        tokens=arrays.get("tokens"),
+        token_offsets=arrays.get("token_offsets"),
+        token_scales=arrays.get("token_scales"),
+    )
+
+
+def _check_names(found: set[str], path: Path, *, known: set[str], needed: set[str]) -> None:
+    unknown, missing = sorted(found - known), sorted(needed - found)
+    if unknown or missing:
+        raise StoreFormatError(
+            f"{path}: unknown datasets {unknown}, missing datasets {missing}; a shard of format {layout.FORMAT} with "
+            f"this layout holds exactly {sorted(needed)}; a newer embedcache may read it"
+        )
+
+
+def _looked_over(file: h5py.File, name: str, path: Path, size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Where the bytes of one dataset lie, checked before any of them is read; gives what cuts them out of a map."""
+
+    def refuse(found: str, wanted: str) -> StoreFormatError:
+        return StoreFormatError(f"{path}: /{name} {found}, expected {wanted}; refused before reading it")
+
+    link = file.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise refuse(f"is a {type(link).__name__}", "a hard link")
+    if file.get(name, getclass=True) is not h5py.Dataset:
+        raise refuse("is no dataset", "a dataset")
+    dataset = file[name]
+    if dataset.is_virtual:
+        raise refuse("is virtual", "contiguous bytes in this file")
+    if dataset.external is not None:
+        raise refuse("lies in external files", "contiguous bytes in this file")
+    creation = dataset.id.get_create_plist()
+    if creation.get_layout() != h5py.h5d.CONTIGUOUS or creation.get_nfilters():
+        raise refuse("is chunked, compact or filtered", "contiguous and unfiltered")
+    dtypes, ranks = _KNOWN[name]
+    found = dataset.dtype
+    text = h5py.check_string_dtype(found) if found.kind in "SO" else None
+    fits = found in dtypes if dtypes is not None else text is not None and text.length is not None
+    if not fits:
+        raise refuse(f"has dtype {found}", " or ".join(map(str, dtypes)) if dtypes else "text of fixed length")
+    shape = dataset.shape
+    if shape is None or len(shape) not in ranks:
+        raise refuse(f"has rank {dataset.ndim}", f"rank {' or '.join(map(str, ranks))}")
+    n_bytes = int(np.prod(shape, dtype=object)) * found.itemsize
+    if n_bytes == 0:
+        return lambda _: np.empty(shape, found)
+    offset = dataset.id.get_offset()
+    if dataset.id.get_storage_size() != n_bytes or offset is None or offset + n_bytes > size:
+        raise refuse(f"claims {n_bytes} bytes at {offset} of a file of {size}", "allocated bytes inside the file")
+    if offset % layout.ALIGN_BYTES:
+        raise refuse(f"starts at {offset}", f"a multiple of {layout.ALIGN_BYTES}")
+    plain = np.dtype(f"S{found.itemsize}") if text else found
+    return lambda whole: whole[offset : offset + n_bytes].view(plain).reshape(shape)
+
+
+def _check_shapes(arrays: dict[str, np.ndarray], store_layout: Layout, rows_each: int, path: Path) -> None:
+    n = len(arrays["ids"])
+    if n and rows_each < 1:
+        raise StoreFormatError(f"{path}: /block_digests has block_rows {rows_each}, expected at least 1")
+    wanted: dict[str, tuple[int, ...]] = {
+        "views": (n,),
+        "embeddings": (n, store_layout.dim),
+        "input_digests": (n, INPUT_DIGEST_BYTES),
+        "block_digests": (-(-n // rows_each) if n else 0, _DIGEST_BYTES),
+        "scales": (n,),
+    }
+    tokens = store_layout.tokens
+    if tokens is not None and tokens.length is not None:
+        wanted |= {"tokens": (n, tokens.length, tokens.dim), "token_scales": (n, tokens.length)}
+    elif tokens is not None:
+        offsets = arrays["token_offsets"]
+        if offsets.shape != (n + 1,) or offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
+            raise StoreFormatError(f"{path}: /token_offsets are not {n + 1} numbers that rise from 0")
+        n_tokens = int(offsets[-1])
+        wanted |= {"tokens": (n_tokens, tokens.dim), "token_scales": (n_tokens,)}
+    stored = np.dtype(layout.STORED_DTYPES[store_layout.dtype])
+    for name, shape in wanted.items():
+        if name in arrays and arrays[name].shape != shape:
+            raise StoreFormatError(f"{path}: /{name} has shape {arrays[name].shape}, expected {shape}")
+    for name in ("embeddings", "tokens"):
+        if name in arrays and arrays[name].dtype != stored:
+            raise StoreFormatError(
+                f"{path}: /{name} has dtype {arrays[name].dtype}, its record says {store_layout.dtype}"
+            )
