@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,10 @@ class Plan:
     bounds: Sequence[int]
     first_shard: int
     batch_size: int
-    abandons: Sequence[int] = ()
+    abandons: Sequence[int] = field(default_factory=list)
 
     def shards(self) -> Iterator[PlannedShard]:
-        for k, (start, stop) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
+        for k, (start, stop) in enumerate(pairwise(self.bounds)):
             yield PlannedShard(self.first_shard + k, self.ids[start:stop], self.batch_size)
 
 
@@ -89,9 +90,7 @@ class Catalogue:
                 "make it with 'embedcache extract MANIFEST ENCODER --store " + str(path) + "'"
             )
         document = commit.read_document(document_path)
-        kind = document.get("encoding-type")
-        if kind != layout.STORE_ENCODING:
-            raise StoreFormatError(f"{document_path}: encoding-type is {kind!r}, expected {layout.STORE_ENCODING!r}")
+        layout.check_store_document(document, document_path)
         names = sorted(entry.name for entry in path.iterdir())
         plan_numbers = sorted(number for name in names if (number := layout.plan_number(name)) is not None)
         if plan_numbers != list(range(len(plan_numbers))) and not tolerant:
@@ -178,9 +177,14 @@ def read_plan(path: Path) -> Plan:
     """
     document = commit.read_document(path)
     try:
-        return Plan(*(document[key] for key in ("ids", "bounds", "first_shard", "batch_size", "abandons")))
-    except KeyError as error:
-        raise StoreFormatError(f"{path}: the plan lacks {error}") from error
+        plan = Plan(*(document[key] for key in ("ids", "bounds", "first_shard", "batch_size", "abandons")))
+        in_order = all(start <= stop for start, stop in pairwise(plan.bounds))
+        whole = plan.bounds[0] == 0 and plan.bounds[-1] == len(plan.ids) and plan.first_shard >= 0
+        if not (in_order and whole and plan.batch_size >= 1 and all(isinstance(i, str) for i in plan.ids)):
+            raise ValueError("bounds that do not part the ids")
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreFormatError(f"{path}: not a plan ({error})") from error
+    return plan
 
 
 def _read_shard_document(path: Path, number: int, store_document: dict[str, Any]) -> dict[str, Any]:
@@ -191,8 +195,8 @@ def _read_shard_document(path: Path, number: int, store_document: dict[str, Any]
             raise StoreFormatError(f"{path}: names the file {document['file']!r}, which is not this shard's")
         if not all(isinstance(document[key], int) and document[key] >= 0 for key in ("size", "n", "n_failed")):
             raise StoreFormatError(f"{path}: size, n and n_failed are not all numbers")
-    except KeyError as error:
-        raise StoreFormatError(f"{path}: the document lacks {error}") from error
+    except (LookupError, TypeError) as error:
+        raise StoreFormatError(f"{path}: not a shard's document ({error})") from error
     return document
 
 

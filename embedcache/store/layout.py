@@ -20,6 +20,7 @@ STORE_NAME = "store.json"
 STORE_ENCODING = "embedcache-store"
 SHARD_ENCODING = "embedcache-shard"
 PACKED_ENCODING = "embedcache-packed-store"
+MODALITIES = ("image", "text")
 
 SHARD_BYTES = 256 * 2**20  # most bytes of rows in a shard of an extraction
 USER_BLOCK_BYTES = 1024  # before the HDF5 part of a packed store: its document, padded with spaces
@@ -158,6 +159,29 @@ def store_document(
     }
 
 
+def check_store_document(document: Mapping[str, Any], path: Path) -> None:
+    """Refuses a store's document that lacks what every reader relies on.
+
+    Raises:
+        StoreFormatError: the message names what was found.
+    """
+    kind = document.get("encoding-type")
+    if kind != STORE_ENCODING:
+        raise StoreFormatError(f"{path}: encoding-type is {kind!r}, expected {STORE_ENCODING!r}")
+    try:
+        layout = Layout.from_json(document["layout"])
+        lengths = [layout.dim, layout.views, *([] if layout.tokens is None else [layout.tokens.dim])]
+        if min(lengths) < 0 or not isinstance(document["encoder"], dict) or document["modality"] not in MODALITIES:
+            raise ValueError("impossible layout, encoder or modality")
+        texts = [document["fingerprint"], document["encoder_fingerprint"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("fingerprints that are no text")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, StoreFormatError):
+            raise
+        raise StoreFormatError(f"{path}: not a store's document ({error})") from error
+
+
 def seal(document: dict[str, Any]) -> bytes:
     """Canonical JSON of a document with its format version, where it has none this one, and the digest of itself."""
     document = {"format": FORMAT, **document}
@@ -173,7 +197,7 @@ def unseal(data: bytes, path: Path) -> dict[str, Any]:
     try:
         document = json.loads(data)
         found, version = document.pop("digest"), document["format"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreFormatError(
             f"{path}: not a sealed store document ({type(error).__name__}); run 'embedcache verify {path.parent}'"
         ) from error

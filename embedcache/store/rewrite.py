@@ -13,7 +13,8 @@ import numpy as np
 
 from embedcache.errors import MissingIdsError, StoreWriteError, some_ids
 from embedcache.store import commit, layout
-from embedcache.store.catalogue import Catalogue, Plan, open_or_create, publish_plan
+from embedcache.store.catalogue import Catalogue
+from embedcache.store.save import write_store
 from embedcache.store.shard import ShardImage, ShardRows, shard_facts
 from embedcache.store.store import Store, open_store
 
@@ -61,6 +62,7 @@ def drop_ids(path: str | Path, ids: Collection[str], out: str | Path) -> DropRep
     """Writes the store anew without some ids, as when a patient withdraws: neither rows nor records of them are left.
 
     A directory becomes a directory whose next extraction goes on as before; a packed store becomes a packed store.
+    Stopped or killed, the same call goes on.
 
     Args:
         out: where the new store goes.
@@ -70,7 +72,7 @@ def drop_ids(path: str | Path, ids: Collection[str], out: str | Path) -> DropRep
         StoreWriteError: something is at `out` already, or it cannot be written.
     """
     path, out, ids = Path(path), Path(out), list(dict.fromkeys(ids))
-    if out.exists() and (out.is_file() or any(out.iterdir())):
+    if out.is_file():
         raise StoreWriteError(f"{out}: is there already; name a place for the store without these ids")
     store = open_store(path, verify="digest")
     failed = {failure.id for failure in store.failures}
@@ -85,7 +87,7 @@ def drop_ids(path: str | Path, ids: Collection[str], out: str | Path) -> DropRep
         rows = _kept(store, dropped).shard_rows()
         _write_packed(out, replace(rows, failures=[f for f in rows.failures if f.id not in dropped]), store)
     else:
-        _write_directory(out, store, dropped)
+        write_store(out, store.document, _shards_left(store, dropped), batch_size=_batch_size(store))
     left = open_store(out)
     return DropReport(out, len(left), len(store) - len(left), len(store.failures) - len(left.failures), delete=path)
 
@@ -97,17 +99,11 @@ def _write_packed(out: Path, rows: ShardRows, store: Store) -> None:
     commit.publish_packed(out, image, image.size, document)
 
 
-def _write_directory(out: Path, store: Store, dropped: set[str]) -> None:
+def _shards_left(store: Store, dropped: set[str]) -> list[ShardRows]:
     """One shard for each old one that has rows left; the records of failure all go into the last."""
     parts = [part for whole in store.by_shard() if len(part := _kept(whole, dropped))]
     shards = [replace(part.shard_rows(), failures=[]) for part in parts] or [_kept(store, dropped).shard_rows()]
-    shards[-1] = replace(shards[-1], failures=[f for f in store.failures if f.id not in dropped])
-    planned = [[*dict.fromkeys(rows.ids), *(f.id for f in rows.failures)] for rows in shards]
-    bounds = np.cumsum([0, *map(len, planned)]).tolist()
-    catalogue = open_or_create(out, store.document)
-    publish_plan(out, 0, Plan([i for ids in planned for i in ids], bounds, 0, _batch_size(store)))
-    for number, rows in enumerate(shards):
-        commit.publish_shard(out, number, ShardImage(rows, catalogue.document), shard_facts(store.document, rows))
+    return [*shards[:-1], replace(shards[-1], failures=[f for f in store.failures if f.id not in dropped])]
 
 
 def _kept(store: Store, dropped: set[str]) -> Store:

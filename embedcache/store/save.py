@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from embedcache.errors import StoreWriteError, some_ids
 from embedcache.fingerprint import INPUT_DIGEST_BYTES, canonical_json, fingerprint
 from embedcache.ids import unusable_ids
 from embedcache.store import commit, layout
-from embedcache.store.catalogue import Plan, open_or_create, publish_plan
+from embedcache.store.catalogue import Catalogue, Plan, open_or_create, publish_plan
 from embedcache.store.layout import Layout, TokenLayout
 from embedcache.store.shard import Rows, ShardImage, ShardRows, byte_view, shard_facts
 from embedcache.store.store import Store, open_store
@@ -57,7 +58,7 @@ def save_store(
     embeddings = _with_rows(embeddings)
     if len(embeddings.shape) != 2 or len(embeddings) != len(ids):
         raise ValueError(f"embeddings of shape {embeddings.shape} for {len(ids)} ids, expected ({len(ids)}, d)")
-    if modality not in ("image", "text"):
+    if modality not in layout.MODALITIES:
         raise ValueError(f"modality {modality!r}, expected 'image' or 'text'")
     _check_ids(ids)
     given = str(np.dtype(embeddings.dtype))
@@ -94,24 +95,32 @@ def save_store(
         modality=modality,
         store_layout=Layout(dtype, embeddings.shape[1], tokens=token_layout),
     )
-    return write_one_shard(path, rows, document)
+    return write_store(path, document, [rows], batch_size=max(len(ids), 1))
 
 
-def write_one_shard(path: Path, rows: ShardRows, document: dict[str, Any]) -> Store:
-    """Writes a store of one planned shard, or goes on with the unfinished one that an earlier call left.
+def write_store(path: Path, document: dict[str, Any], shards: Sequence[ShardRows], *, batch_size: int) -> Store:
+    """Writes a store of rows that are there already, or goes on with what a stopped call left of the same one.
+
+    Args:
+        document: the store's.
+        shards: what goes into each of its shards.
+        batch_size: for the plan, which here only names the ids.
 
     Raises:
-        StoreWriteError: a finished store, or another plan, is there.
+        StoreWriteError: another store, or this one finished, is there; or it cannot be written.
     """
+    planned = [[*dict.fromkeys(rows.ids), *(f.id for f in rows.failures)] for rows in shards]
+    bounds = [0, *accumulate(len(ids) for ids in planned)]
+    plan = Plan([i for ids in planned for i in ids], bounds, 0, batch_size)
     catalogue = open_or_create(path, document)
-    planned = [*rows.ids, *(f.id for f in rows.failures)]
-    plan = Plan(planned, [0, len(planned)], 0, max(len(planned), 1))
-    if catalogue.shards:
+    publish_plan(path, 0, plan)
+    catalogue = Catalogue.read(path)
+    if list(catalogue.plans) != [plan] or len(catalogue.shards) == len(shards):
         raise StoreWriteError(f"{path}: holds a store already; name another directory")
-    if not publish_plan(path, 0, plan) and list(open_or_create(path, document).plans) != [plan]:
-        raise StoreWriteError(f"{path}: an unfinished store of other rows is there; name another directory")
-    image = ShardImage(rows, catalogue.document)
-    commit.publish_shard(path, 0, image, shard_facts(document, rows))
+    for number, rows in enumerate(shards):
+        if not catalogue.has_shard(number):
+            image = ShardImage(rows, catalogue.document)
+            commit.publish_shard(path, number, image, shard_facts(catalogue.document, rows))
     return open_store(path)
 
 
@@ -160,24 +169,36 @@ class _Converted:
         return total.hexdigest()
 
 
-class _Joined:
-    """Arrays of different lengths one after the other, by slices."""
+class Joined:
+    """Parts of different lengths one after the other, read by slices: arrays, maps of files, columns elsewhere.
 
-    def __init__(self, parts: Sequence[np.ndarray], dim: int) -> None:
+    Args:
+        parts: each (n_i, d).
+        dim: d.
+    """
+
+    def __init__(self, parts: Sequence[Rows], dim: int) -> None:
         self._parts = parts
         self.offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
-        self.shape, self.dtype = (int(self.offsets[-1]), dim), np.dtype(np.float32)
+        dtypes = {np.dtype(part.dtype) for part in parts}
+        common = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        self.shape, self.dtype = (int(self.offsets[-1]), dim), common if common.kind == "f" else np.dtype(np.float32)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        first, last = np.searchsorted(self.offsets, [rows.start, rows.stop], side="right") - 1
-        pieces = [
-            self._parts[k][max(rows.start - self.offsets[k], 0) : rows.stop - self.offsets[k]]
-            for k in range(first, min(last + 1, len(self._parts)))
-        ]
-        return np.concatenate([np.asarray(p, np.float32) for p in pieces]) if pieces else np.empty((0, self.shape[1]))
+        """Rows `start` to `stop`, both given, (stop - start, d)."""
+        first = max(int(np.searchsorted(self.offsets, rows.start, side="right")) - 1, 0)
+        last = int(np.searchsorted(self.offsets, rows.stop, side="left"))
+        pieces = []
+        for k in range(first, last):
+            at = int(self.offsets[k])
+            piece = self._parts[k][max(rows.start - at, 0) : min(rows.stop - at, len(self._parts[k]))]
+            pieces.append(np.asarray(piece, self.dtype))
+        if not pieces:
+            return np.empty((0, self.shape[1]), self.dtype)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _token_codes(tokens: Any, n: int, dtype: str) -> tuple[_Converted | None, np.ndarray | None, TokenLayout | None]:
@@ -194,7 +215,7 @@ def _token_codes(tokens: Any, n: int, dtype: str) -> tuple[_Converted | None, np
     if len(dims) != 1 or any(part.ndim != 2 for part in parts):
         shapes = sorted({part.shape for part in parts})[:3]
         raise ValueError(f"tokens of shapes {shapes}, expected (n, l, d), or n arrays (l_i, d) of one d")
-    joined = _Joined(parts, dims.pop())
+    joined = Joined(parts, dims.pop())
     return _Converted(joined, dtype), joined.offsets, TokenLayout(joined.shape[1], None)
 
 

@@ -24,6 +24,7 @@ from embedcache.store import layout
 
 _BLOCK_ROWS = 256  # most rows under one block digest ...
 _BLOCK_BYTES = 2**20  # ... and about how many bytes, where rows are large
+_SMALL_BYTES = 2**17  # pieces below are joined, so that a write is worth its call
 _MOST_PADDING = 64  # steps of alignment to try; a handful is enough
 
 
@@ -142,6 +143,18 @@ class ShardImage:
         return is_rows and self._offsets[region.name] % layout.ALIAS_BYTES == 0
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
+        small = bytearray()
+        for piece in self._pieces():
+            if len(piece) < _SMALL_BYTES:
+                small += piece
+            if small and (len(piece) >= _SMALL_BYTES or len(small) >= _SMALL_BYTES):
+                yield bytes(small)
+                small.clear()
+            if len(piece) >= _SMALL_BYTES:
+                yield piece
+        yield bytes(small)
+
+    def _pieces(self) -> Iterator[bytes | memoryview]:
         parts = [(at, len(data), _one(data)) for at, data in self._metadata.items()]
         parts += [(self._offsets[r.name], r.n_bytes, r.pieces) for r in self._regions if r.n_bytes]
         at = self._user_block

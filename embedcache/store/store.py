@@ -6,41 +6,25 @@ Shape notation: n rows, d embedding width, l tokens in a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from embedcache.errors import MissingIdsError, NoTokensError, StoreFormatError, some_ids
-from embedcache.fingerprint import INPUT_DIGEST_BYTES, digest_file
+from embedcache.errors import MissingIdsError, NoTokensError, some_ids
+from embedcache.fingerprint import INPUT_DIGEST_BYTES
 from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue
 from embedcache.store.columns import Column, RaggedTokens, Tokens, Values, row_numbers
-from embedcache.store.gate import Shard, open_shard
+from embedcache.store.gate import Shard
 from embedcache.store.id_index import IdIndex, key_array
 from embedcache.store.layout import Layout
 from embedcache.store.shard import Failure, ShardRows
+from embedcache.store.source import Source, find_source
 
 Verify = Literal["structure", "digest"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a store's rows were read from: enough to open the very same rows again in another process.
-
-    Args:
-        path: the store's directory, or its one file.
-        document: the content of `store.json`.
-        shards: the documents of its shards; of a packed store the one in its user block.
-        packed: whether the store is one file.
-    """
-
-    path: Path
-    document: dict[str, Any]
-    shards: Sequence[dict[str, Any]]
-    packed: bool
 
 
 class Store:
@@ -332,102 +316,9 @@ def open_store(path: str | Path, *, verify: Verify = "structure") -> Store:
     """
     if verify not in ("structure", "digest"):
         raise ValueError(f"verify={verify!r}, expected 'structure' or 'digest'")
-    path = Path(path)
-    if path.is_file():
-        return open_packed(path, digest=verify == "digest")
-    catalogue = Catalogue.read(path)
-    source = Source(path, catalogue.document, list(catalogue.shards.values()), packed=False)
-    if verify == "digest":
-        for document in source.shards:
-            check_file(path / document["file"], document, digest=True)
-    return _opened_again(source)
+    source = find_source(Path(path), digest=verify == "digest")
+    return Store(source, source.open(digest=verify == "digest" and not source.packed))
 
 
 def _opened_again(source: Source) -> Store:
-    if source.packed:
-        return open_packed(source.path, expected=source.shards[0])
-    return Store(source, [open_counted(source.path, document, source.document) for document in source.shards])
-
-
-def open_counted(store: Path, document: dict[str, Any], store_document: dict[str, Any]) -> Shard:
-    """Opens a shard that a document makes count.
-
-    Raises:
-        StoreFormatError: not the file that the document means, or not of this store.
-    """
-    file = store / document["file"]
-    check_file(file, document, digest=False)
-    shard = open_shard(file)
-    if shard.record != store_document:
-        raise StoreFormatError(
-            f"{file}: its record has fingerprint {str(shard.record.get('fingerprint'))[:12]}..., the store "
-            f"{store_document['fingerprint'][:12]}...: a shard of another store"
-        )
-    if (len(shard), len(shard.failures)) != (document["n"], document["n_failed"]):
-        raise StoreFormatError(
-            f"{file}: {len(shard)} rows and {len(shard.failures)} failures, its document says {document['n']} and "
-            f"{document['n_failed']}; run 'embedcache verify {store}'"
-        )
-    return shard
-
-
-def open_packed(path: Path, *, digest: bool = False, expected: dict[str, Any] | None = None) -> Store:
-    """Opens a store that is one file.
-
-    Args:
-        digest: whether to compare the SHA-256 of every byte.
-        expected: what its user block said when it was opened before.
-
-    Raises:
-        StoreFormatError: no packed store, or damaged.
-    """
-    document = packed_document(path)
-    if expected is not None and document != expected:
-        raise StoreFormatError(f"{path}: is another store than when it was opened; open it again")
-    check_file(path, document, digest=digest)
-    shard = open_shard(path, user_block=layout.USER_BLOCK_BYTES)
-    if shard.record.get("fingerprint") != document["fingerprint"]:
-        raise StoreFormatError(f"{path}: its user block and its record name different fingerprints")
-    return Store(Source(path, shard.record, [document], packed=True), [shard])
-
-
-def packed_document(path: Path) -> dict[str, Any]:
-    """What a packed store's user block says.
-
-    Raises:
-        StoreFormatError: no packed store, or its document is damaged.
-    """
-    with path.open("rb") as handle:
-        block = handle.read(layout.USER_BLOCK_BYTES)
-    if not block.startswith(b"{"):
-        raise StoreFormatError(
-            f"{path}: not a packed store (it begins with {block[:8]!r}); open the directory of a store, or make one "
-            "file of it with 'embedcache pack'"
-        )
-    document = layout.unseal(block.rstrip(b" \n"), path)
-    if document.get("encoding-type") != layout.PACKED_ENCODING:
-        raise StoreFormatError(
-            f"{path}: encoding-type is {document.get('encoding-type')!r}, expected {layout.PACKED_ENCODING!r}"
-        )
-    return document
-
-
-def check_file(file: Path, document: dict[str, Any], *, digest: bool) -> None:
-    """Compares a shard or packed store with what its document says, before HDF5 sees it.
-
-    Raises:
-        StoreFormatError: missing, of another size or, with `digest`, of another content.
-    """
-    packed = document.get("encoding-type") == layout.PACKED_ENCODING
-    remedy = f"run 'embedcache verify {file if packed else file.parent}'"
-    if not file.is_file():
-        raise StoreFormatError(f"{file}: the shard's document names it, but it is not there; {remedy}")
-    size = file.stat().st_size
-    if size != document["size"]:
-        raise StoreFormatError(f"{file}: {size} bytes, its document says {document['size']}; {remedy}")
-    if digest:
-        found = digest_file(file, skip=layout.USER_BLOCK_BYTES if packed else 0)
-        if found != document["sha256"]:
-            raise StoreFormatError(
-                f"{file}: SHA-256 {found[:12]}..., its document says {document['sha256'][:12]}...; {remedy}"
-            )
+    return Store(source, source.open())

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from embedcache.store.catalogue import Catalogue, Plan, read_plan
 from embedcache.store.gate import Shard, open_shard
 from embedcache.store.id_index import IdIndex
 from embedcache.store.shard import block_bounds, block_digests
-from embedcache.store.store import check_file, open_counted, open_packed, packed_document
+from embedcache.store.source import Source, check_file, open_counted, packed_document
+from embedcache.store.store import open_store
 
 _LOCATE_TIMEOUT_S = 60.0
 
@@ -42,14 +44,14 @@ class Problem:
     message: str
 
 
-def verify_store(path: str | Path, *, advance: Callable[[int], None] = lambda n_bytes: None) -> list[Problem]:
+def verify_store(path: str | Path, *, advance: Callable[[], None] = lambda: None) -> list[Problem]:
     """Compares every file of a store with its digest; an empty list means that the store is sound.
 
     A file that differs from its digest is never parsed in this process.
 
     Args:
         path: a store's directory, or the one file of a packed store.
-        advance: told the bytes of each file when it is done.
+        advance: called for each shard when it is done.
 
     Raises:
         StoreNotFoundError: no store there.
@@ -66,11 +68,14 @@ def verify_store(path: str | Path, *, advance: Callable[[int], None] = lambda n_
     problems = [Problem(name, "damaged", (), str(error)) for name, error in catalogue.damaged.items()]
     plans, of_plans = _plans(catalogue)
     planned = {shard.number: tuple(shard.ids) for plan in plans for shard in plan.shards()}
+    source = Source(path, catalogue.document, list(catalogue.shards.values()), packed=False)
+    found = [*problems, *of_plans]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing leaves the interpreter free
-        checked = pool.map(
-            lambda number: _verify_shard(catalogue, number, planned.get(number), advance), catalogue.shards
-        )
-        return problems + of_plans + [problem for problem in checked if problem is not None]
+        planned_ids = [planned.get(number) for number in catalogue.shards]
+        for problem in pool.map(partial(_verify_shard, source), source.shards, planned_ids):
+            found += [] if problem is None else [problem]
+            advance()
+    return found
 
 
 def _plans(catalogue: Catalogue) -> tuple[list[Plan], list[Problem]]:
@@ -87,11 +92,8 @@ def _plans(catalogue: Catalogue) -> tuple[list[Plan], list[Problem]]:
     return plans, problems
 
 
-def _verify_shard(
-    catalogue: Catalogue, number: int, planned: tuple[str, ...] | None, advance: Callable[[int], None]
-) -> Problem | None:
-    document = catalogue.shards[number]
-    file = catalogue.path / document["file"]
+def _verify_shard(source: Source, document: dict[str, Any], planned: tuple[str, ...] | None) -> Problem | None:
+    file = source.path / document["file"]
     if not file.is_file():
         return Problem(
             file.name, "missing", planned or (), f"{file}: not there, its document says {document['size']} bytes"
@@ -101,10 +103,8 @@ def _verify_shard(
     except StoreFormatError as error:
         ids, where = _damage(file, 0, planned or ())
         return Problem(file.name, "damaged", ids, f"{error}; {where}")
-    finally:
-        advance(int(document["size"]))
     try:
-        shard = open_counted(catalogue.path, document, catalogue.document)
+        shard = open_counted(source, document, digest=False)
         _check_ids(file, shard, planned)
     except StoreFormatError as error:
         return Problem(file.name, "damaged", planned or (), str(error))
@@ -118,7 +118,7 @@ def _verify_packed(path: Path) -> list[Problem]:
         ids, where = _damage(path, layout.USER_BLOCK_BYTES, ())
         return [Problem(path.name, "damaged", ids, f"{error}; {where}")]
     try:
-        store = open_packed(path)
+        store = open_store(path)
         if len(set(zip(store.ids, store.views.tolist(), strict=True))) != len(store):
             raise StoreFormatError(f"{path}: an id stands in two rows of one view")
     except StoreFormatError as error:

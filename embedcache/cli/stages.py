@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls one library function, prints."""
+"""Commands of the two stages: encode, train, probe, or all of it by a recipe."""
 
 from __future__ import annotations
 
@@ -8,43 +8,14 @@ from typing import Any
 
 import click
 
-from embedcache import __version__
-from embedcache.errors import EmbedCacheError
-
-_PATH = click.Path(path_type=Path)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-class _Group(click.Group):
-    """Shows our own errors as one message and gives their exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except EmbedCacheError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("\nstopped; finished shards are kept: run the same command again to go on", err=True)
-            ctx.exit(130)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
-def main() -> None:
-    """Encode radiographs and reports once, train on the cached embeddings in minutes.
-
-    \b
-    embedcache run pipelines/phantom.yaml
-    embedcache extract manifest.parquet dinov2-s --store cache/mine/dinov2-s
-    """
+from embedcache.cli.base import PATH, json_option, main
 
 
 @main.command()
-@click.argument("recipe", type=_PATH)
+@click.argument("recipe", type=PATH)
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a field of the recipe.")
-@click.option("--run-dir", type=_PATH, help="Where results go; by default runs/<recipe>/<time>.")
-@_json_option
+@click.option("--run-dir", type=PATH, help="Where results go; by default runs/<recipe>/<time>.")
+@json_option
 def run(recipe: Path, overrides: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
     """Run a recipe: both stages, every encoder, one table.
 
@@ -66,21 +37,21 @@ def run(recipe: Path, overrides: tuple[str, ...], run_dir: Path | None, as_json:
 
 
 @main.command()
-@click.argument("manifest", type=_PATH)
+@click.argument("manifest", type=PATH)
 @click.argument("encoder")
-@click.option("--store", "store_dir", type=_PATH, required=True, help="The store's directory.")
+@click.option("--store", "store_dir", type=PATH, required=True, help="The store's directory.")
 @click.option("--modality", type=click.Choice(["image", "text"]), help="By default what the checkpoint is.")
 @click.option("--pooling", type=click.Choice(["cls", "mean", "pooler"]))
 @click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a report.")
 @click.option("--compute-dtype", default="float32", type=click.Choice(["float32", "bfloat16", "float16"]))
 @click.option("--device", default="auto")
-@click.option("--store-dtype", default="float16", type=click.Choice(["float16", "float32", "bfloat16"]))
+@click.option("--store-dtype", default="float16", type=click.Choice(["float16", "float32", "bfloat16", "int8"]))
 @click.option("--batch-size", default=32, type=click.IntRange(min=1), show_default=True)
 @click.option("--shard-rows", default=1024, type=click.IntRange(min=1), show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Preparing threads; by default one for each core.")
 @click.option("--retry-failed", is_flag=True, help="Try the inputs again that failed before.")
 @click.option("--check-inputs", is_flag=True, help="Read stored images again and refuse changed ones.")
-@_json_option
+@json_option
 def extract(manifest: Path, encoder: str, store_dir: Path, as_json: bool, **options: Any) -> None:
     """Stage one: run every sample of MANIFEST through ENCODER once.
 
@@ -113,16 +84,16 @@ def extract(manifest: Path, encoder: str, store_dir: Path, as_json: bool, **opti
 
 
 @main.command()
-@click.argument("manifest", type=_PATH)
-@click.argument("image_store", type=_PATH)
-@click.argument("text_store", type=_PATH)
-@click.option("--run-dir", type=_PATH, required=True)
+@click.argument("manifest", type=PATH)
+@click.argument("image_store", type=PATH)
+@click.argument("text_store", type=PATH)
+@click.option("--run-dir", type=PATH, required=True)
 @click.option("--epochs", type=click.IntRange(min=1))
 @click.option("--batch-size", type=click.IntRange(min=2))
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True))
 @click.option("--seed", type=int)
 @click.option("--device")
-@_json_option
+@json_option
 def train(manifest: Path, image_store: Path, text_store: Path, run_dir: Path, as_json: bool, **options: Any) -> None:
     """Stage two: train an Adaptor on the pairs of two stores.
 
@@ -146,12 +117,12 @@ def train(manifest: Path, image_store: Path, text_store: Path, run_dir: Path, as
 
 
 @main.command()
-@click.argument("manifest", type=_PATH)
-@click.argument("image_store", type=_PATH)
+@click.argument("manifest", type=PATH)
+@click.argument("image_store", type=PATH)
 @click.option("--label", required=True, help="Name of the manifest's label set.")
-@click.option("--run-dir", type=_PATH, help="A run of 'embedcache train': its Adaptor is applied.")
-@click.option("--text-store", type=_PATH, help="Needed for the control text-as-label.")
-@_json_option
+@click.option("--run-dir", type=PATH, help="A run of 'embedcache train': its Adaptor is applied.")
+@click.option("--text-store", type=PATH, help="Needed for the control text-as-label.")
+@json_option
 def probe(
     manifest: Path, image_store: Path, label: str, run_dir: Path | None, text_store: Path | None, as_json: bool
 ) -> None:
@@ -168,63 +139,7 @@ def probe(
 
 
 @main.command()
-@click.argument("store", type=_PATH)
-@_json_option
-def info(store: Path, as_json: bool) -> None:
-    """Show what a store holds and which encoder made it.
-
-    \b
-    embedcache info cache/phantom/tiny-vit
-    """
-    from embedcache.store.store import open_store
-
-    opened = open_store(store)
-    facts = {
-        "path": str(store),
-        "modality": opened.modality,
-        "rows": len(opened),
-        "failed": len(opened.failures),
-        "unfinished_shards": opened.n_pending_shards,
-        "dim": opened.layout.dim,
-        "dtype": opened.layout.dtype,
-        "fingerprint": opened.fingerprint,
-        "encoder_fingerprint": opened.encoder_fingerprint,
-        "encoder": opened.encoder,
-    }
-    if as_json:
-        click.echo(json.dumps(facts))
-        return
-    facts["encoder"] = opened.encoder.get("name", "made elsewhere")
-    for name, value in facts.items():
-        click.echo(f"{name.replace('_', ' '):20} {value}")
-
-
-@main.command()
-@click.argument("store", type=_PATH)
-@_json_option
-def verify(store: Path, as_json: bool) -> None:
-    """Compare every byte of a store with its digests; exit code 1 if anything is wrong.
-
-    \b
-    embedcache verify cache/phantom/tiny-vit
-    """
-    from dataclasses import asdict
-
-    from embedcache.store.verify import verify_store
-
-    problems = verify_store(store)
-    if as_json:
-        click.echo(json.dumps([asdict(problem) for problem in problems]))
-    else:
-        for problem in problems:
-            click.echo(f"{problem.kind}: {problem.message} ({len(problem.ids)} ids)")
-        click.echo(f"{store}: {'sound' if not problems else f'{len(problems)} problems'}")
-    if problems:
-        raise SystemExit(1)
-
-
-@main.command()
-@_json_option
+@json_option
 def encoders(as_json: bool) -> None:
     """List the encoders that have a short name.
 

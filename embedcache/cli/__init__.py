@@ -1,0 +1,8 @@
+"""The command line: each command parses, calls one library function, prints."""
+
+from __future__ import annotations
+
+from embedcache.cli import stages, stores  # noqa: F401  # they put their commands into the group
+from embedcache.cli.base import main
+
+__all__ = ["main"]

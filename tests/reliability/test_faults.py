@@ -1,0 +1,101 @@
+"""Every call that the store makes fails in turn, once or from then on: a typed error, and the next run recovers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from disks import CODES, Failing, Killing, Wrapped
+from workload import REFUSED, check_whole, extract, in_child, tree, with_disk
+
+import embedcache
+from embedcache.store import commit
+
+
+def count_calls(work: Callable[[], object]) -> int:
+    """How many calls the work makes of the disk."""
+    counted, real = Wrapped(), commit.disk
+    commit.disk = counted
+    try:
+        work()
+    finally:
+        commit.disk = real
+    return counted.n_calls
+
+
+def sweep(tmp_path: Path, every: int) -> list[tuple[int, int, bool]]:
+    """Where to fail, with which code, and whether for good."""
+    n_calls = count_calls(lambda: extract(tmp_path / "counted"))
+    cases = itertools.product(range(0, n_calls, every), CODES, (False, True))
+    return list(cases) if every == 1 else [case for k, case in enumerate(cases) if k % 3 == 0]
+
+
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_call_fails_in_turn(tmp_path: Path, every: int) -> None:
+    reference = tmp_path / "reference"
+    extract(reference)
+    cases = sweep(tmp_path, every)
+    n_typed = 0
+    for k, (at, code, forever) in enumerate(cases):
+        store = tmp_path / str(k)
+        status = in_child(with_disk(Failing(at, code, forever=forever), lambda store=store: extract(store)))
+        assert os.WIFEXITED(status), f"call {at} {CODES[code]}: signal {os.WTERMSIG(status)}"
+        # a call that only tidies up, such as unlinking a temporary, may fail without harm
+        assert os.WEXITSTATUS(status) in (0, REFUSED), f"call {at} {CODES[code]}: not a typed error"
+        n_typed += os.WEXITSTATUS(status) == REFUSED
+        if (store / "store.json").exists():
+            check_whole(store, reference)
+        extract(store)
+        assert tree(store) == tree(reference)
+    print(f"{len(cases)} faults: {n_typed} typed errors, {len(cases) - n_typed} without harm, all recovered")
+    assert n_typed > len(cases) // 2
+
+
+@pytest.mark.parametrize("n_cases", [12, pytest.param(400, marks=pytest.mark.slow)])
+def test_a_fault_while_resuming_after_a_kill(tmp_path: Path, n_cases: int) -> None:
+    reference = tmp_path / "reference"
+    extract(reference)
+    n_calls = count_calls(lambda: extract(tmp_path / "counted"))
+    rng = random.Random(0)
+    for k in range(n_cases):
+        store = tmp_path / str(k)
+        killing = Killing(rng.randrange(n_calls), after=rng.random() < 0.5)
+        assert os.WIFSIGNALED(in_child(with_disk(killing, lambda store=store: extract(store))))
+        failing = Failing(rng.randrange(n_calls // 2), rng.choice(list(CODES)), forever=rng.random() < 0.5)
+        status = in_child(with_disk(failing, lambda store=store: extract(store)))
+        assert os.WIFEXITED(status)
+        assert os.WEXITSTATUS(status) in (0, REFUSED)
+        extract(store)
+        assert tree(store) == tree(reference)
+    print(f"{n_cases} kills, each followed by a fault while resuming: all recovered")
+
+
+OTHER_WORK = {
+    "pack": lambda made, out: embedcache.pack_store(made, out / "packed.h5"),
+    "drop": lambda made, out: embedcache.drop_ids(made, ["r0001"], out / "dropped"),
+    "save": lambda made, out: embedcache.save_store(out / "saved", ["a"], embedcache.open_store(made).embeddings[:1]),
+}
+
+
+@pytest.mark.parametrize("work", OTHER_WORK)
+def test_packing_dropping_and_saving_fail_typed_and_recover(tmp_path: Path, work: str) -> None:
+    made = tmp_path / "made"
+    extract(made)
+    (tmp_path / "whole").mkdir()
+    run = OTHER_WORK[work]
+    n_calls = count_calls(lambda: run(made, tmp_path / "whole"))
+    for at in range(n_calls):
+        out = tmp_path / str(at)
+        out.mkdir()
+        failing = Failing(at, 28, forever=at % 2 == 0)
+        status = in_child(with_disk(failing, lambda out=out: run(made, out)))
+        assert os.WIFEXITED(status)
+        assert os.WEXITSTATUS(status) in (0, REFUSED)
+        finished = {"pack": "packed.h5", "drop": "dropped/shard-00003.json", "save": "saved/shard-00000.json"}[work]
+        if not (out / finished).exists():
+            run(made, out)
+        assert embedcache.verify_store(out / finished.split("/")[0]) == []
