@@ -65,6 +65,7 @@ class Shard:
         scales, tokens, token_offsets, token_scales: as in `ShardRows`; None where the layout has none.
     """
 
+    path: Path
     keys: np.ndarray
     views: np.ndarray
     codes: np.ndarray
@@ -85,13 +86,19 @@ class Shard:
     @cached_property
     def ids(self) -> list[str]:
         """(n,) str."""
-        return [i.decode("utf-8") for i in self.keys.tolist()]
+        return decoded(self.keys, self.path)
 
     @cached_property
     def failures(self) -> list[Failure]:
         """Inputs without a row."""
         known = ("id", "reason", "message")
-        return [Failure(*(str(f[name]) for name in known)) for f in json.loads(self.failure_ledger)]
+        try:
+            return [Failure(*(str(f[name]) for name in known)) for f in json.loads(self.failure_ledger)]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise StoreFormatError(
+                f"{self.path}: /failures is not a list of failures ({type(error).__name__}); "
+                f"run 'embedcache verify {self.path.parent}'"
+            ) from error
 
     def rows(self) -> ShardRows:
         """The same as what a shard is written from."""
@@ -137,6 +144,18 @@ def open_shard(path: Path, *, user_block: int = 0) -> Shard:
         ) from error
 
 
+def decoded(keys: np.ndarray, path: Path) -> list[str]:
+    """Ids as text, (n,).
+
+    Raises:
+        StoreFormatError: one that is not UTF-8.
+    """
+    try:
+        return [key.decode("utf-8") for key in keys.tolist()]
+    except UnicodeDecodeError as error:
+        raise StoreFormatError(f"{path}: an id is not UTF-8 ({error}); run 'embedcache verify {path}'") from error
+
+
 @contextlib.contextmanager
 def _no_plugins() -> Iterator[None]:
     """HDF5 looks for filters in folders of shared libraries; while the gate looks at a file there are none."""
@@ -169,6 +188,7 @@ def _read(file: h5py.File, path: Path, size: int) -> Shard:
     _check_names(names, path, known=store_layout.datasets(), needed=store_layout.datasets())
     _check_shapes(arrays, store_layout, rows_each, path)
     return Shard(
+        path=path,
         keys=arrays["ids"],
         views=arrays["views"],
         codes=arrays["embeddings"],

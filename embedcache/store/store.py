@@ -18,7 +18,7 @@ from embedcache.fingerprint import INPUT_DIGEST_BYTES
 from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue
 from embedcache.store.columns import Column, RaggedTokens, Tokens, Values, row_numbers
-from embedcache.store.gate import Shard
+from embedcache.store.gate import Shard, decoded
 from embedcache.store.id_index import IdIndex, key_array
 from embedcache.store.layout import Layout
 from embedcache.store.shard import Failure, ShardRows
@@ -91,7 +91,7 @@ class Store:
     @cached_property
     def ids(self) -> list[str]:
         """The id of each row, (n,)."""
-        return [key.decode("utf-8") for key in self._keys.tolist()]
+        return decoded(self._keys, self.path)
 
     @cached_property
     def views(self) -> np.ndarray:
@@ -200,7 +200,7 @@ class Store:
         """Samples for a DataLoader, one gather for all of them: `id`, `embedding` and, where stored, `tokens`."""
         _, numbers = row_numbers(indices, len(self))
         columns: dict[str, Any] = {
-            "id": [key.decode("utf-8") for key in self._keys[numbers].tolist()],
+            "id": decoded(self._keys[numbers], self.path),
             "embedding": self.gather(numbers),
         }
         if self.layout.tokens is not None:
