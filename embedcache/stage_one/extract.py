@@ -5,6 +5,7 @@ Shape notation: n rows of a shard, d embedding width.
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections import deque
@@ -195,6 +196,9 @@ def _run_all(
 ) -> None:
     """Encodes what nobody else has in hand, then what others dropped, until every shard counts."""
     waited_since = None
+    if work and claims.claim(work[0].number) and not claims.keep_others_out:
+        first = int.from_bytes(os.urandom(4), "big") % len(work)  # so that others are likely to begin elsewhere
+        work = [*work[first:], *work[:first]]
     while True:
         left = [shard for shard in work if not catalogue.has_shard(shard.number)]
         if not left:

@@ -33,8 +33,19 @@ class Claims:
         except (BlockingIOError, PermissionError):  # POSIX lets a held lock be reported as either
             return False
         except OSError:  # ENOLCK, ENOTSUPP: no locks here
-            return True
+            self.close()
         return True
+
+    @property
+    def keep_others_out(self) -> bool:
+        """Whether this file system has locks; known once something was claimed."""
+        return self._descriptor is not None
+
+    def close(self) -> None:
+        """Gives every claim back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def __enter__(self) -> Claims:
         return self
@@ -42,5 +53,4 @@ class Claims:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+        self.close()
