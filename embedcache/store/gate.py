@@ -184,6 +184,7 @@ def _read(file: h5py.File, path: Path, size: int) -> Shard:
     whole = map_file(path, size)
     arrays = {name: place(whole) for name, place in places.items()}
     record = json.loads(arrays["record"].tobytes())
+    layout.check_store_document(record, path)
     store_layout = Layout.from_json(record["layout"])
     _check_names(names, path, known=store_layout.datasets(), needed=store_layout.datasets())
     _check_shapes(arrays, store_layout, rows_each, path)
@@ -209,8 +210,8 @@ def _check_names(found: set[str], path: Path, *, known: set[str], needed: set[st
     unknown, missing = sorted(found - known), sorted(needed - found)
     if unknown or missing:
         raise StoreFormatError(
-            f"{path}: unknown datasets {unknown}, missing datasets {missing}; a shard of format {layout.FORMAT} with "
-            f"this layout holds exactly {sorted(needed)}; a newer embedcache may read it"
+            f"{path}: unknown datasets {unknown[:5]}, missing datasets {missing}; format {layout.FORMAT} allows "
+            f"{sorted(known)} here; what a newer embedcache wrote, a newer one reads"
         )
 
 
@@ -238,7 +239,7 @@ def _looked_over(file: h5py.File, name: str, path: Path, size: int) -> Callable[
     text = h5py.check_string_dtype(found) if found.kind in "SO" else None
     fits = found in dtypes if dtypes is not None else text is not None and text.length is not None
     if not fits:
-        raise refuse(f"has dtype {found}", " or ".join(map(str, dtypes)) if dtypes else "text of fixed length")
+        raise refuse(f"has dtype {found}", " or ".join(sorted(map(str, dtypes))) if dtypes else "text of fixed length")
     shape = dataset.shape
     if shape is None or len(shape) not in ranks:
         raise refuse(f"has rank {dataset.ndim}", f"rank {' or '.join(map(str, ranks))}")

@@ -177,8 +177,6 @@ def check_store_document(document: Mapping[str, Any], path: Path) -> None:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("fingerprints that are no text")
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, StoreFormatError):
-            raise
         raise StoreFormatError(f"{path}: not a store's document ({error})") from error
 
 

@@ -56,7 +56,6 @@ def find_source(path: Path, *, digest: bool = False) -> Source:
         document = packed_document(path)
         check_file(path, document, digest=digest)
         record = open_shard(path, user_block=layout.USER_BLOCK_BYTES).record
-        layout.check_store_document(record, path)
         return Source(path, record, [document], packed=True)
     catalogue = Catalogue.read(path)
     return Source(path, catalogue.document, list(catalogue.shards.values()), packed=False)

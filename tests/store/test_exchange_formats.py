@@ -202,7 +202,7 @@ def write_clip(root: Path, sizes: dict[str, int], column: str = "image_path") ->
         values = rows(n, seed=k).astype(np.float16)
         np.save(root / "img_emb" / f"img_emb_{number}.npy", values)
         np.save(root / "text_emb" / f"text_emb_{number}.npy", -values)
-        frame = pd.DataFrame({"caption": "x", column: [f"{number}-{i}" for i in range(n)]})
+        frame = pd.DataFrame({"caption": ["x"] * n, column: [f"{number}-{i}" for i in range(n)]})
         frame.to_parquet(root / "metadata" / f"metadata_{number}.parquet")
         written.append(values)
     return np.concatenate(written)

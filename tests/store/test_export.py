@@ -102,7 +102,7 @@ def test_several_views_are_kept_apart(tmp_path: Path) -> None:
     store = two_views(tmp_path / "s")
     export_store(store.path, tmp_path / "x.parquet")
     assert pd.read_parquet(tmp_path / "x.parquet")["view"].tolist() == [0, 1]
-    with pytest.raises(ImportFormatError, match="several views of an id.*--kind parquet"):
+    with pytest.raises(ImportFormatError, match=r"several views of an id.*--kind parquet"):
         export_store(store.path, tmp_path / "x.npy")
     with pytest.raises(ImportFormatError, match="both have the id 'a'"):
         import_store(tmp_path / "x.parquet", tmp_path / "t")
