@@ -126,12 +126,13 @@ def repair(store: Path, as_json: bool) -> None:
         click.echo(f"moved to {store / 'quarantine'}: {name}")
     for name in report.restored:
         click.echo(f"written anew from sound shards: {name}")
+    if not report.quarantined:
+        click.echo(f"{store}: nothing damaged")
     if report.to_extract:
         click.echo(
-            f"{_counted(report.to_extract)} to compute again: run the same 'embedcache extract' command on this store"
+            f"{_counted(report.to_extract)} are planned and not computed: run the command that wrote this store again "
+            "('embedcache extract', or 'embedcache import')"
         )
-    elif not report.quarantined:
-        click.echo(f"{store}: sound, nothing to do")
 
 
 @main.command()

@@ -51,5 +51,6 @@ def from_stored(codes: np.ndarray, dtype: str, scales: np.ndarray | None = None)
     if dtype == "int8":
         if scales is None:
             raise ValueError("int8 codes without their scales")
-        return codes.astype(np.float32) * scales[..., None]
+        with np.errstate(invalid="ignore"):  # an infinite scale gives NaN, which callers refuse
+            return codes.astype(np.float32) * scales[..., None]
     return codes
