@@ -43,6 +43,8 @@ def _plain(value: Any, where: str) -> Any:
                 raise TypeError(f"{where}: cannot fingerprint the key {key!r}, expected str")
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
+        if set(map(type, value)) == {str}:  # a million ids need no look at each
+            return value
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise TypeError(
         f"{where}: cannot fingerprint a {type(value).__module__}.{type(value).__qualname__}, "

@@ -185,6 +185,7 @@ def drop(store: Path, listed: str, out: Path, as_json: bool) -> None:
 @click.option("--modality", type=click.Choice(["image", "text"]), default="image", show_default=True)
 @click.option("--ids", type=PATH, help="A file with the id of each row: txt, csv, parquet, json or npy.")
 @click.option("--id-column", help="The column of ids in a table.")
+@click.option("--vector-column", help="The column of vectors in a table.")
 @click.option(
     "--store-dtype", type=click.Choice(["float16", "float32", "bfloat16", "int8"]), help="By default as it is."
 )
@@ -200,6 +201,7 @@ def import_(source: Path, out: Path, as_json: bool, **options: Any) -> None:
     npz            one .npz with ids and embeddings
     hdf5           one .h5 with ids and embeddings
     parquet        one table with a column of vectors
+    safetensors    one file that 'embedcache export' wrote
     clip-retrieval the folder with img_emb/, text_emb/, metadata/
     clam           h5 files of CLAM or TRIDENT: features, coords
     fusemix        a torch dictionary of vectors by id

@@ -7,13 +7,19 @@ elsewhere and no time or host is involved.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import FingerprintMismatchError, StoreFormatError, StoreNotFoundError, StoreWriteError
+from embedcache.errors import (
+    EmbedCacheError,
+    FingerprintMismatchError,
+    StoreFormatError,
+    StoreNotFoundError,
+    StoreWriteError,
+)
 from embedcache.store import commit, layout
 from embedcache.store.layout import Layout
 
@@ -65,7 +71,7 @@ class Catalogue:
     document: dict[str, Any]
     shards: Mapping[int, dict[str, Any]]
     n_plans: int
-    damaged: Mapping[str, StoreFormatError] = field(default_factory=dict)
+    damaged: Mapping[str, EmbedCacheError] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, *, tolerant: bool = False) -> Catalogue:
@@ -99,14 +105,14 @@ class Catalogue:
                 f"back, or run 'embedcache repair {path}'"
             )
         shards: dict[int, dict[str, Any]] = {}
-        damaged: dict[str, StoreFormatError] = {}
+        damaged: dict[str, EmbedCacheError] = {}
         for name in names:
             number = layout.shard_doc_number(name)
             if number is None:
                 continue
             try:
                 shards[number] = _read_shard_document(path / name, number, document)
-            except StoreFormatError as error:
+            except (StoreFormatError, FingerprintMismatchError) as error:
                 if not tolerant:
                     raise
                 damaged[name] = error
@@ -166,7 +172,7 @@ def open_or_create(path: Path, document: dict[str, Any]) -> Catalogue:
 
 def publish_plan(path: Path, number: int, plan: Plan) -> bool:
     """Publishes a plan under its number; False if another process took the number first."""
-    return commit.publish(path / layout.plan_name(number), layout.seal(asdict(plan)))
+    return commit.publish(path / layout.plan_name(number), layout.seal(vars(plan)))
 
 
 def read_plan(path: Path) -> Plan:
@@ -178,9 +184,11 @@ def read_plan(path: Path) -> Plan:
     document = commit.read_document(path)
     try:
         plan = Plan(*(document[key] for key in ("ids", "bounds", "first_shard", "batch_size", "abandons")))
+        if b"\0" in "".join(plan.ids).encode("utf-8"):
+            raise ValueError("an id with a NUL character")
         in_order = all(start <= stop for start, stop in pairwise(plan.bounds))
         whole = plan.bounds[0] == 0 and plan.bounds[-1] == len(plan.ids) and plan.first_shard >= 0
-        if not (in_order and whole and plan.batch_size >= 1 and all(isinstance(i, str) for i in plan.ids)):
+        if not (in_order and whole and plan.batch_size >= 1):
             raise ValueError("bounds that do not part the ids")
     except (LookupError, TypeError, ValueError) as error:
         raise StoreFormatError(f"{path}: not a plan ({error})") from error

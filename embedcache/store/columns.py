@@ -235,6 +235,7 @@ def row_numbers(rows: int | slice | Sequence[int] | np.ndarray, n: int) -> tuple
     if numbers.dtype.kind not in "iu" and numbers.size:
         raise IndexError(f"row numbers of dtype {numbers.dtype}, expected integers; find rows of ids with .rows(ids)")
     one, numbers = numbers.ndim == 0, np.atleast_1d(numbers).astype(np.int64, copy=False)
-    if numbers.size and (numbers.min() < -n or numbers.max() >= n):
-        raise IndexError(f"row {int(numbers.max() if numbers.max() >= n else numbers.min())} of a store of {n} rows")
-    return one, np.where(numbers < 0, numbers + n, numbers)
+    lowest, highest = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, -1)
+    if lowest < -n or highest >= n:
+        raise IndexError(f"row {highest if highest >= n else lowest} of a store of {n} rows")
+    return one, np.where(numbers < 0, numbers + n, numbers) if lowest < 0 else numbers

@@ -79,6 +79,12 @@ class IdIndex:
         return (slots + np.uint64(1)) & self._mask
 
 
+def surely_distinct(keys: np.ndarray) -> bool:
+    """Whether all keys differ, told by their hashes; False also where two different ones hash alike."""
+    hashes = np.sort(_hashes(keys))
+    return not bool((hashes[1:] == hashes[:-1]).any())
+
+
 def _hashes(keys: np.ndarray) -> np.ndarray:
     """(n,) uint64; the padding of a key does not change its hash."""
     n_words = max(-(-keys.dtype.itemsize // 8), 1)

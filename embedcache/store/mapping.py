@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,21 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if os.uname().sysname == "Linux" else 0x40)
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    number, pointer = ctypes.c_int, ctypes.c_void_p
+    libc.mmap.restype = pointer
+    libc.mmap.argtypes = [pointer, ctypes.c_size_t, number, number, number, ctypes.c_long]
+    libc.munmap.argtypes = [pointer, ctypes.c_size_t]
+    return libc
+
+
 class _Mapping:
     """A whole file, copy-on-write: what is written to it reaches no other process and never the file."""
 
     def __init__(self, path: Path, size: int) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._libc.mmap.restype = ctypes.c_void_p
-        self._libc.mmap.argtypes = [
-            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
-        ]  # fmt: skip
-        self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self._address, self._size = None, size
+        self._address, self._size, self._libc = None, size, _libc()
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if os.fstat(descriptor).st_size < size:

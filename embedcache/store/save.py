@@ -153,7 +153,9 @@ class _Converted:
                 self.scales[part] = scales
             values = from_stored(codes, self._dtype_name, scales)
             inner = tuple(range(1, given.ndim))
-            fit = np.isfinite(given).all(axis=inner) & np.isfinite(values).all(axis=inner)
+            fit = np.isfinite(values).all(axis=inner)
+            if values.dtype != given.dtype:  # else they are the same numbers
+                fit &= np.isfinite(given).all(axis=inner)
             fit &= values.any(axis=inner) | (offsets is not None)  # one token of a row may be zero
             numbers = part.start + np.flatnonzero(~fit)
             if offsets is not None:

@@ -19,7 +19,7 @@ from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue
 from embedcache.store.columns import Column, RaggedTokens, Tokens, Values, row_numbers
 from embedcache.store.gate import Shard, decoded
-from embedcache.store.id_index import IdIndex, key_array
+from embedcache.store.id_index import IdIndex, key_array, surely_distinct
 from embedcache.store.layout import Layout
 from embedcache.store.shard import Failure, ShardRows
 from embedcache.store.source import Source, find_source
@@ -292,12 +292,12 @@ def _latest(shards: Sequence[Shard]) -> list[np.ndarray | None]:
     counts = [len(shard) + len(shard.failures) for shard in shards]
     width = max(part.dtype.itemsize for part in records)
     keys = np.concatenate([part.astype(f"S{width}") for part in records])
+    if surely_distinct(keys):
+        return [None] * len(shards)
     shard_of = np.repeat(np.arange(len(shards)), counts)
     # of equal keys the index gives the first, so the last record comes first
     last = shard_of[::-1][IdIndex(keys[::-1]).firsts()][::-1]
     holds = last == shard_of
-    if holds.all():
-        return [None] * len(shards)
     starts = np.cumsum([0, *counts])
     return [np.flatnonzero(holds[starts[k] : starts[k] + len(shard)]) for k, shard in enumerate(shards)]
 

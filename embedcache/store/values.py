@@ -13,7 +13,7 @@ _INT8_MAX = 127
 
 
 def to_stored(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rounds float32 values to the stored dtype.
+    """Rounds values to the stored dtype, by way of float32 where they are not in it already.
 
     Overflow becomes infinity, which callers refuse. An int8 code is at most half a scale from its value: 1/254 of
     the largest absolute value of its row or token.
@@ -24,6 +24,8 @@ def to_stored(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | 
     Returns:
         Codes (..., d), and for int8 the scale of each row or token, (...) float32; otherwise None.
     """
+    if values.dtype == STORED_DTYPES[dtype] and dtype in ("float16", "float32"):
+        return np.ascontiguousarray(values), None
     values = np.ascontiguousarray(values, dtype=np.float32)
     if dtype == "bfloat16":
         bits = values.view(np.uint32)

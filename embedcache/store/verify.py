@@ -19,10 +19,9 @@ from embedcache.errors import StoreFormatError
 from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue, Plan, read_plan
 from embedcache.store.gate import Shard, open_shard
-from embedcache.store.id_index import IdIndex
+from embedcache.store.id_index import IdIndex, key_array, surely_distinct
 from embedcache.store.shard import block_bounds, block_digests
-from embedcache.store.source import Source, check_file, open_counted, packed_document
-from embedcache.store.store import open_store
+from embedcache.store.source import Source, check_file, find_source, open_counted, packed_document
 
 _LOCATE_TIMEOUT_S = 60.0
 
@@ -118,9 +117,8 @@ def _verify_packed(path: Path) -> list[Problem]:
         ids, where = _damage(path, layout.USER_BLOCK_BYTES, ())
         return [Problem(path.name, "damaged", ids, f"{error}; {where}")]
     try:
-        store = open_store(path)
-        if len(set(zip(store.ids, store.views.tolist(), strict=True))) != len(store):
-            raise StoreFormatError(f"{path}: an id stands in two rows of one view")
+        (shard,) = find_source(path).open()
+        _check_ids(path, shard, None)
     except StoreFormatError as error:
         return [Problem(path.name, "damaged", (), str(error))]
     return []
@@ -128,11 +126,20 @@ def _verify_packed(path: Path) -> list[Problem]:
 
 def _check_ids(file: Path, shard: Shard, planned: tuple[str, ...] | None) -> None:
     """Refuses rows that were not planned for this shard, twice the same row, and ids that are no text."""
-    if planned is not None and set(shard.ids) | {f.id for f in shard.failures} != set(planned):
+    ids = shard.ids if planned is None else planned  # read as text, to see that they are
+    if not _as_planned(shard, ids):
         raise StoreFormatError(f"{file}: its ids are not the ones that its plan gives it")
-    firsts = IdIndex(shard.keys).firsts()
-    if len(np.unique(np.stack([firsts, shard.views.astype(np.int64)]), axis=1).T) != len(shard):
+    if surely_distinct(shard.keys):
+        return
+    rows = np.stack([IdIndex(shard.keys).firsts(), shard.views.astype(np.int64)])
+    if np.unique(rows, axis=1).shape[1] != len(shard):
         raise StoreFormatError(f"{file}: an id stands in two rows of one view")
+
+
+def _as_planned(shard: Shard, planned: Sequence[str]) -> bool:
+    if len(shard) == len(planned) and np.array_equal(shard.keys, key_array(planned)):
+        return True
+    return set(shard.ids) | {f.id for f in shard.failures} == set(planned)
 
 
 def _damage(file: Path, user_block: int, planned: tuple[str, ...]) -> tuple[tuple[str, ...], str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,3 +101,36 @@ def test_packing_dropping_and_saving_fail_typed_and_recover(tmp_path: Path, work
         if not (out / finished).exists():
             run(made, out)
         assert embedcache.verify_store(out / finished.split("/")[0]) == []
+
+
+FILL = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from workload import dataset, extract
+from embedcache.errors import StoreWriteError
+try:
+    extract(Path(sys.argv[2]) / "s", dataset(400, bad=()))
+except StoreWriteError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("limit", ["full disk", "size of a file"])
+def test_a_real_limit_of_the_system_is_a_typed_error(tmp_path: Path, limit: str) -> None:
+    """No shim: a file system with no room left, and the limit of RLIMIT_FSIZE."""
+    script = [sys.executable, "-c", FILL, str(Path(__file__).parent), str(tmp_path)]
+    if limit == "full disk":
+        if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
+            pytest.skip("needs user namespaces")
+        mount = f'mount -t tmpfs -o size=256k none {tmp_path} && exec "$@"'
+        command = ["unshare", "-Urm", "sh", "-c", mount, "sh", *script]
+    else:
+        command = ["sh", "-c", 'ulimit -f 4; exec "$@"', "sh", *script]  # 4 blocks of 512 bytes or 1 KiB
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == REFUSED, done.stderr[-2000:]
+    words = "No space left on device" if limit == "full disk" else "File too large"
+    assert words in done.stdout
+    assert "bytes free" in done.stdout
+    assert "run the same command again" in done.stdout

@@ -26,8 +26,8 @@ def test_a_store_written_again_without_a_change_opens(tmp_path: Path) -> None:
 
 SAYS = {
     "external storage of embeddings": "lies in external files, expected contiguous bytes in this file",
-    "external link to embeddings": "is a ExternalLink, expected a hard link",
-    "soft link to embeddings": "is a SoftLink, expected a hard link",
+    "external link to embeddings": "is an external link, expected a hard link",
+    "soft link to embeddings": "is a soft link, expected a hard link",
     "virtual dataset": "is virtual",
     "chunked": "is chunked, compact or filtered",
     "unknown filter": "is chunked, compact or filtered",

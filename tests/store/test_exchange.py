@@ -18,6 +18,7 @@ import torch
 import embedcache
 from embedcache.errors import ImportFormatError, StoreWriteError
 from embedcache.store.exchange import import_store
+from embedcache.store.save import Joined
 
 IDS = ["a", "NA", "007", " é\n", "null", "1.0"]
 
@@ -181,7 +182,7 @@ def hostile(folder: Path, kind: str) -> tuple[Path, dict]:
     if kind == "torch":
         torch.save({"0": Canary(folder / "fired")}, folder / "x.dpt")
     else:
-        (folder / "x.dpt").write_bytes(pickle.dumps(Canary(folder / "fired")))
+        (folder / "x.dpt").write_bytes(pickle.dumps(Canary(folder / "fired"), protocol=2))
     return folder / "x.dpt", {}
 
 
@@ -300,6 +301,16 @@ def test_parquet_that_is_refused(tmp_path: Path, columns: dict, message: str) ->
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     with pytest.raises(ImportFormatError, match=message):
         import_store(tmp_path / "x.parquet", tmp_path / "s")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_read_as_one(seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(0, 4, 6)
+    parts = [rows(n, 3, k) for k, n in enumerate(lengths)]
+    whole, joined = np.concatenate(parts), Joined(parts, 3)
+    for start in range(len(whole) + 1):
+        for stop in range(start, len(whole) + 1):
+            np.testing.assert_array_equal(joined[start:stop], whole[start:stop])
 
 
 # ---- which format, what the record says

@@ -92,7 +92,7 @@ def test_slides_of_different_widths_name_both(tmp_path: Path) -> None:
     ("features", "coords", "message"),
     [
         (rows(2), np.array([[1, 2], [1, 2]]), r"rows 0 and 1 .*both have coords \(1, 2\)"),
-        (None, grid(2), r"datasets coords and no features.*'patches'"),
+        (None, grid(2), r"datasets 'coords' and no features.*'patches'"),
         (rows(2), grid(3), r"/coords has shape \(3, 2\), expected \(2, 2\)"),
         (rows(2), None, "/coords is not there"),
         (rows(2), grid(2).astype(float), "/coords has dtype float64, expected whole numbers"),

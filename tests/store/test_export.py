@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -187,3 +190,21 @@ def test_safetensors_that_are_refused(tmp_path: Path, make_store, change, messag
     out.write_bytes(change(out.read_bytes()))
     with pytest.raises(ImportFormatError, match=message):
         import_store(out, tmp_path / "t")
+
+
+def test_parquet_larger_than_memory(tmp_path: Path) -> None:
+    """One row group of 64 MB is read in pieces."""
+    values = rows(250_000, 64).reshape(-1)
+    table = pa.table(
+        {"id": [str(k) for k in range(250_000)], "embedding": pa.FixedSizeListArray.from_arrays(values, 64)}
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    code = (
+        "import sys, pyarrow as pa; from pathlib import Path; from embedcache.store.exchange import parquet, source\n"
+        "found = parquet.read(Path(sys.argv[1]), source.Asked('image', Path(sys.argv[1]).parent))\n"
+        "print(found.embeddings.shape[0], pa.default_memory_pool().max_memory())"
+    )
+    out = subprocess.run([sys.executable, "-c", code, tmp_path / "x.parquet"], capture_output=True, check=True)
+    n, most = map(int, out.stdout.split())
+    assert n == 250_000
+    assert most < 16 * 2**20
