@@ -133,7 +133,7 @@ def open_shard(path: Path, *, user_block: int = 0) -> Shard:
             raise StoreFormatError(
                 f"{path}: begins with {start!r}, expected an HDF5 superblock of version 3: not a shard of embedcache"
             )
-        with _no_plugins(), h5py.File(path, "r", locking=False, driver="sec2") as file:
+        with without_plugins(), h5py.File(path, "r", locking=False, driver="sec2") as file:
             if file.userblock_size != user_block:
                 raise StoreFormatError(f"{path}: a user block of {file.userblock_size} bytes, expected {user_block}")
             return _read(file, path, size)
@@ -158,7 +158,7 @@ def decoded(keys: np.ndarray, path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _no_plugins() -> Iterator[None]:
+def without_plugins() -> Iterator[None]:
     """HDF5 looks for filters in folders of shared libraries; while the gate looks at a file there are none."""
     with h5py_lock:
         folders = [h5py.h5pl.get(k) for k in range(h5py.h5pl.size())]

@@ -26,7 +26,8 @@ def to_stored(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | 
     """
     if values.dtype == STORED_DTYPES[dtype] and dtype in ("float16", "float32"):
         return np.ascontiguousarray(values), None
-    values = np.ascontiguousarray(values, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(values, dtype=np.float32)
     if dtype == "bfloat16":
         bits = values.view(np.uint32)
         to_even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))

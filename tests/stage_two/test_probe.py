@@ -109,24 +109,19 @@ def test_an_adaptor_of_another_encoder_is_refused(world, run_dir: Path, tmp_path
 
 def test_a_failed_report_takes_no_image_out_of_the_test(world, run_dir: Path, tmp_path: Path) -> None:
     """The text store serves a control alone: what is tested does not depend on it."""
-    from embedcache.store.catalogue import Plan, open_or_create, publish_plan
-    from embedcache.store.commit import publish_shard
-    from embedcache.store.layout import Layout
-    from embedcache.store.shard import Failure, ShardRows, build_shard
-    from embedcache.store.store import shard_facts
+    from embedcache.store.layout import Layout, store_document
+    from embedcache.store.save import write_store
+    from embedcache.store.shard import Failure, ShardRows
 
     failed = [*world.text.ids[:5], *world.text.ids[-5:]]
     kept = [i for i in world.text.ids if i not in failed]
-    catalogue = open_or_create(
-        tmp_path / "t", encoder={}, encoder_fingerprint="t", modality="text", store_layout=Layout("float32", 12)
-    )
-    publish_plan(catalogue.path, 0, Plan(world.text.ids, [0, 400], 0, 400))
+    document = store_document(encoder={}, encoder_fingerprint="t", modality="text", store_layout=Layout("float32", 12))
     codes = world.text.embeddings[world.text.rows(kept)]
     shard = ShardRows(
         kept, np.zeros(390, np.uint16), codes, np.zeros((390, 16), np.uint8),
         [Failure(i, "empty-report", "the report is empty") for i in failed],
     )  # fmt: skip
-    publish_shard(catalogue.path, 0, build_shard(shard, catalogue.document), shard_facts(catalogue, shard))
+    write_store(tmp_path / "t", document, [shard], batch_size=400)
     result = embedcache.probe(
         world.manifest, world.image, label="y", run_dir=run_dir, text_store=tmp_path / "t", config=QUICK
     )

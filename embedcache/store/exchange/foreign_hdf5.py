@@ -20,6 +20,7 @@ import numpy as np
 from embedcache.errors import EmbedCacheError, ImportFormatError, some_ids
 from embedcache.store.exchange.id_files import decoded
 from embedcache.store.exchange.source import a_file
+from embedcache.store.gate import without_plugins
 
 Holds = Literal["floats", "whole numbers", "text"]
 
@@ -80,7 +81,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
     """Opens a file for reading; what HDF5 says of a damaged one becomes an `ImportFormatError` that names it."""
     a_file(path)
     try:
-        with h5py.File(path, "r", locking=False, driver="sec2") as file:
+        with without_plugins(), h5py.File(path, "r", locking=False, driver="sec2") as file:
             yield file
     except EmbedCacheError:
         raise
