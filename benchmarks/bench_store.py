@@ -30,9 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import cProfile
-import gc
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -49,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+from many_ids import MANY_SHARDS, measure_ids
 from measuring import Goal, Result, median_ratio, seconds, table, turn_by_turn
 from usual_ways import H5Rows, MapStyle, NpyRows, PtFiles, batch_rate, loader_rate, write_h5, write_pt_files
 
@@ -60,8 +59,6 @@ _GATHERS = 300  # in each repeat
 _LOADER_BUDGET_S = 0.7  # for each loader in each repeat
 _PT_FILES = 20_000
 _WRITE_BYTES = 8 * 2**20  # in each call of the plain write loop
-_IDS_DIM = 8  # finding ids reads no embedding
-_SHARDS = 1000  # of the store of many shards
 
 
 @dataclass(frozen=True)
@@ -263,98 +260,6 @@ def measure_verify(bench: Bench) -> Iterator[Result]:
     )
 
 
-def measure_ids(bench: Bench) -> Iterator[Result]:
-    """Opening and finding ids: short ids, ids as long as MIMIC-CXR's, and many shards."""
-    n = bench.n_ids
-    short = np.array([f"image-{k:07d}" for k in range(n)], "S")
-    digests = (hashlib.md5(str(k).encode(), usedforsecurity=False).hexdigest() for k in range(n))
-    long = np.array(["-".join(h[k : k + 8] for k in (0, 8, 16, 24, 3)) for h in digests], "S")
-    yield from _ids_of(bench, "one shard, ids of 13", _one_shard(bench.folder / "short", short), short)
-    yield from _ids_of(bench, "one shard, ids of 44", _one_shard(bench.folder / "long", long), long)
-    many = _many_shards(bench.folder / "many", short)
-    yield from _ids_of(bench, f"{_SHARDS:,} shards", many, short)
-
-
-def _ids_of(bench: Bench, label: str, path: Path, keys: np.ndarray) -> Iterator[Result]:
-    """Each repeat opens the store anew, twice, so that every search is the first."""
-    from embedcache import open_store
-
-    shuffled = np.random.default_rng(1).permutation(len(keys))
-    orders = {"store order": np.arange(len(keys)), "shuffled": shuffled}
-    opens: list[float] = []
-
-    def search(order: np.ndarray) -> float:
-        gc.collect()
-        start = time.perf_counter()
-        store = open_store(path)
-        opens.append(time.perf_counter() - start)
-        asked = _fresh(keys[order])
-        start = time.perf_counter()
-        found = store.rows(asked)
-        spent = time.perf_counter() - start
-        if not np.array_equal(found, order):
-            raise click.ClickException(f"{path}: rows() gave other rows than were written")
-        return spent
-
-    def search_dict(order: np.ndarray) -> float:
-        held, asked = _fresh(keys), _fresh(keys[order])
-        gc.collect()
-        start = time.perf_counter()
-        index = {sample_id: k for k, sample_id in enumerate(held)}
-        np.array([index[sample_id] for sample_id in asked])
-        return time.perf_counter() - start
-
-    calls = {name: partial(search, order) for name, order in orders.items()}
-    calls |= {f"dict, {name}": partial(search_dict, order) for name, order in orders.items()}
-    turn_by_turn(calls, 1)
-    opens.clear()
-    times = turn_by_turn(calls, bench.repeats)
-    yield Result(f"open_store, {len(keys):,} ids, {label}", statistics.median(opens), "s")
-    for name, most in (("store order", 0.3), ("shuffled", 1.5)):
-        ratio = median_ratio(times[f"dict, {name}"], times[name])
-        yield Result(
-            f"rows() of {len(keys):,} ids, {name}, first call, {label}",
-            statistics.median(times[name]),
-            "s",
-            ratio,
-            "Python dict built and asked, time / this time",
-            Goal("value", most, "<="),
-        )
-
-
-def _one_shard(path: Path, keys: np.ndarray) -> Path:
-    from embedcache import save_store
-
-    save_store(path, _fresh(keys), np.ones((len(keys), _IDS_DIM), np.float16), record={"source": "ones"})
-    return path
-
-
-def _many_shards(path: Path, keys: np.ndarray) -> Path:
-    """One plan of many shards, as an extraction leaves it; fsync is left out, as nothing here measures it."""
-    from embedcache.fingerprint import INPUT_DIGEST_BYTES
-    from embedcache.store import commit, layout
-    from embedcache.store.catalogue import Plan, open_or_create, publish_plan
-    from embedcache.store.shard import ShardImage, ShardRows, shard_facts
-
-    store_layout = layout.Layout("float16", _IDS_DIM)
-    made = layout.store_document(
-        encoder={"name": "made"}, encoder_fingerprint="f", modality="image", store_layout=store_layout
-    )
-    bounds = np.linspace(0, len(keys), _SHARDS + 1).astype(int).tolist()
-    with _without_fsync():
-        catalogue = open_or_create(path, made)
-        publish_plan(path, 0, Plan(_fresh(keys), bounds, first_shard=0, batch_size=64))
-        for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
-            n = stop - start
-            views, digests = np.zeros(n, np.uint16), np.zeros((n, INPUT_DIGEST_BYTES), np.uint8)
-            codes = np.ones((n, _IDS_DIM), np.float16)
-            shard = ShardRows(_fresh(keys[start:stop]), views, codes, digests, failures=[])
-            image = ShardImage(shard, catalogue.document)
-            commit.publish_shard(path, number, image, shard_facts(catalogue.document, shard))
-    os.sync()
-    return path
-
-
 def measure_write(bench: Bench) -> Iterator[Result]:
     """`save_store` beside a plain write of as many bytes, both onto the disk."""
     from embedcache import save_store
@@ -466,11 +371,6 @@ def _batches(n: int, rows: Any) -> Iterator[object]:
                 yield rows.index_select(0, numbers)
 
 
-def _fresh(keys: np.ndarray) -> list[str]:
-    """Ids as str objects that nothing else holds, without a hash yet."""
-    return [key.decode() for key in keys.tolist()]
-
-
 def _gb_per_s(n_bytes: int, times: list[float]) -> float:
     return n_bytes / statistics.median(times) / 1e9
 
@@ -494,31 +394,12 @@ def _one_core() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-@contextlib.contextmanager
-def _without_fsync() -> Iterator[None]:
-    from embedcache.store import commit
-
-    class Unsynced(commit.Disk):
-        def fsync(self, descriptor: int) -> None:
-            pass
-
-        def sync_directory(self, path: Path) -> None:
-            pass
-
-    synced = commit.disk
-    commit.disk = Unsynced()
-    try:
-        yield
-    finally:
-        commit.disk = synced
-
-
 _PARTS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "read": measure_read,
     "gather": measure_gather,
     "loaders": measure_loaders,
     "verify": measure_verify,
-    "ids": measure_ids,
+    "ids": lambda bench: measure_ids(bench.folder, bench.n_ids, bench.repeats),
     "write": measure_write,
     "codes": measure_codes,
 }
@@ -543,7 +424,7 @@ def _machine(folder: Path) -> dict[str, Any]:
 @click.command()
 @click.option("--rows", type=click.IntRange(min=_BATCH), default=200_000, show_default=True)
 @click.option("--dim", type=click.IntRange(min=1), default=768, show_default=True)
-@click.option("--ids", "n_ids", type=click.IntRange(min=_SHARDS), default=1_000_000, show_default=True)
+@click.option("--ids", "n_ids", type=click.IntRange(min=MANY_SHARDS), default=1_000_000, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--only", type=click.Choice(list(_PARTS)), multiple=True, help="One part; may be given again.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Which disk.")

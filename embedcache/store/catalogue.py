@@ -146,8 +146,9 @@ class Catalogue:
         return number in self.shards or (self.path / layout.shard_doc_name(number)).exists()
 
     def next_shard(self) -> int:
-        """The first shard number that no plan has taken."""
-        return max((plan.first_shard + len(plan.bounds) - 1 for plan in self.plans), default=0)
+        """The first shard number that no plan and no shard has taken."""
+        ends = [plan.first_shard + len(plan.bounds) - 1 for plan in self.plans]
+        return max([*ends, *(number + 1 for number in self.shards)], default=0)
 
 
 def open_or_create(path: Path, document: dict[str, Any]) -> Catalogue:

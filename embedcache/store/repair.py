@@ -49,8 +49,8 @@ def repair_store(path: str | Path) -> RepairReport:
     path = Path(path)
     if path.is_file():
         raise RepairError(
-            f"{path}: a packed store is one file and cannot be repaired; pack it again from its directory, or keep its "
-            "sound rows with 'embedcache drop' of the ids that 'embedcache verify' names"
+            f"{path}: a packed store is one file and cannot be repaired; take a sound copy, or pack it again from its "
+            "directory"
         )
     repair = _Repair(path)
     problems = {problem.shard: problem for problem in verify_store(path)}
@@ -91,7 +91,7 @@ class _Repair:
                 self._set_aside(document["file"])
         for name in catalogue.damaged:
             self._set_aside(name)
-            files = [(file, shard) for file, shard in self._sound_files() if _document_of(file) == name]
+            files = list(self._sound_files(name.replace(".json", "-*.h5")))
             if len(files) == 1 and files[0][1].record == catalogue.document:
                 file, shard = files[0]
                 facts = shard_facts(catalogue.document, shard.rows())
@@ -102,8 +102,7 @@ class _Repair:
     def plans(self, problems: dict[str, Problem]) -> None:
         """Writes damaged plans anew as far as their sound shards tell; ids of the others will be planned again."""
         catalogue = Catalogue.read(self.path, tolerant=True)
-        numbers = [k for k in range(catalogue.n_plans) if layout.plan_name(k) in problems]
-        for number in numbers:
+        for number in [k for k in range(catalogue.n_plans + 1) if layout.plan_name(k) in problems]:
             self._set_aside(layout.plan_name(number))
             first, end = self._range_of(number, catalogue)
             ids, bounds = [], [0]
@@ -138,9 +137,9 @@ class _Repair:
                 continue
         return first, max(catalogue.shards, default=first - 1) + 1
 
-    def _sound_files(self) -> Iterator[tuple[Path, Shard]]:
+    def _sound_files(self, pattern: str = "shard-*.h5") -> Iterator[tuple[Path, Shard]]:
         """Shard files whose bytes are what their name says."""
-        for file in sorted(self.path.glob("shard-*.h5")):
+        for file in sorted(self.path.glob(pattern)):
             if layout.shard_file_number(file.name) is not None and _is_what_it_says(file):
                 with contextlib.suppress(StoreFormatError):
                     yield file, open_shard(file)
@@ -154,7 +153,3 @@ class _Repair:
 def _is_what_it_says(file: Path) -> bool:
     """Whether a shard file's SHA-256 begins as its name says."""
     return layout.shard_file_name(layout.shard_file_number(file.name) or 0, digest_file(file)) == file.name
-
-
-def _document_of(file: Path) -> str:
-    return layout.shard_doc_name(layout.shard_file_number(file.name) or 0)

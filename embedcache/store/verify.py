@@ -17,7 +17,7 @@ import numpy as np
 
 from embedcache.errors import StoreFormatError
 from embedcache.store import layout
-from embedcache.store.catalogue import Catalogue, Plan, read_plan
+from embedcache.store.catalogue import Catalogue, read_plan
 from embedcache.store.gate import Shard, open_shard
 from embedcache.store.id_index import IdIndex, key_array, surely_distinct
 from embedcache.store.shard import block_bounds, block_digests
@@ -65,8 +65,7 @@ def verify_store(path: str | Path, *, advance: Callable[[], None] = lambda: None
     except StoreFormatError as error:
         return [Problem(layout.STORE_NAME, "damaged", (), str(error))]
     problems = [Problem(name, "damaged", (), str(error)) for name, error in catalogue.damaged.items()]
-    plans, of_plans = _plans(catalogue)
-    planned = {shard.number: tuple(shard.ids) for plan in plans for shard in plan.shards()}
+    planned, of_plans = _planned(catalogue)
     source = Source(path, catalogue.document, list(catalogue.shards.values()), packed=False)
     found = [*problems, *of_plans]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing leaves the interpreter free
@@ -77,18 +76,25 @@ def verify_store(path: str | Path, *, advance: Callable[[], None] = lambda: None
     return found
 
 
-def _plans(catalogue: Catalogue) -> tuple[list[Plan], list[Problem]]:
-    plans, problems = [], []
+def _planned(catalogue: Catalogue) -> tuple[dict[int, tuple[str, ...]], list[Problem]]:
+    """The ids planned for each shard, and what is wrong with plans."""
+    planned: dict[int, tuple[str, ...]] = {}
+    problems: list[Problem] = []
     for number in range(catalogue.n_plans):
         path = catalogue.path / layout.plan_name(number)
         if not path.is_file():
             problems.append(Problem(path.name, "missing", (), f"{path}: not there, but later plans are"))
             continue
         try:
-            plans.append(read_plan(path))
+            planned |= {shard.number: tuple(shard.ids) for shard in read_plan(path).shards()}
         except StoreFormatError as error:
             problems.append(Problem(path.name, "damaged", (), str(error)))
-    return plans, problems
+    unplanned = [number for number in catalogue.shards if number not in planned]
+    if unplanned and not problems:
+        path = catalogue.path / layout.plan_name(catalogue.n_plans)
+        message = f"{path}: not there, but shard {unplanned[0]} is, which no plan names"
+        problems.append(Problem(path.name, "missing", (), message))
+    return planned, problems
 
 
 def _verify_shard(source: Source, document: dict[str, Any], planned: tuple[str, ...] | None) -> Problem | None:

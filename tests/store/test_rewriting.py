@@ -162,6 +162,36 @@ def test_repair_writes_lost_documents_anew(tmp_path: Path) -> None:
     assert [plan.first_shard for plan in Catalogue.read(tmp_path / "s").plans] == [0, 1, 2]
 
 
+def test_a_last_plan_that_was_taken_away_is_noticed_and_written_anew(
+    make_manifest, image_encoder, tmp_path: Path
+) -> None:
+    manifest = make_manifest(12)
+    part = embedcache.Manifest(manifest.frame.iloc[:4], name="squares", root=manifest.root)
+    embedcache.extract(part, image_encoder, tmp_path / "s", shard_rows=3)
+    embedcache.extract(manifest, image_encoder, tmp_path / "s", shard_rows=3)
+    (tmp_path / "s" / "plan-00001.json").unlink()
+    (problem,) = embedcache.verify_store(tmp_path / "s")
+    assert (problem.shard, problem.kind) == ("plan-00001.json", "missing")
+    assert embedcache.repair_store(tmp_path / "s").restored == ("plan-00001.json",)
+    assert embedcache.verify_store(tmp_path / "s") == []
+    assert embedcache.extract(manifest, image_encoder, tmp_path / "s").n_present == 12
+
+
+def test_without_its_last_plan_a_store_still_grows_and_no_number_is_taken_twice(
+    make_manifest, image_encoder, tmp_path: Path
+) -> None:
+    manifest = make_manifest(12)
+    part = embedcache.Manifest(manifest.frame.iloc[:8], name="squares", root=manifest.root)
+    embedcache.extract(part, image_encoder, tmp_path / "s", shard_rows=4)
+    before = embedcache.open_store(tmp_path / "s")
+    (tmp_path / "s" / "plan-00000.json").unlink()
+    report = embedcache.extract(manifest, image_encoder, tmp_path / "s", shard_rows=4)
+    assert report.n_asked == 12 == report.n_embedded + report.n_present
+    after = embedcache.open_store(tmp_path / "s", verify="digest")
+    assert sorted(after.ids) == sorted(manifest.frame["id"])
+    np.testing.assert_array_equal(after.gather(after.rows(before.ids)), before.embeddings)
+
+
 def test_repair_sets_rivals_bytes_aside(tmp_path: Path) -> None:
     """Two writers linked their bytes and one died before it could take its own away."""
     embedcache.save_store(tmp_path / "s", ["a"], rows(1))
