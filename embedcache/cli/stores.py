@@ -32,29 +32,7 @@ def ls(root: Path, as_json: bool) -> None:
     if not found:
         click.echo(f"{root}: no stores; make one with 'embedcache extract' or 'embedcache import'")
         return
-    table = [
-        [
-            str(s["path"]),
-            s["modality"],
-            s["encoder"],
-            f"{s['rows']:,} x {s['dim']} {s['dtype']}",
-            f"tokens {s['tokens']}" if s["tokens"] else "",
-            f"{s['bytes'] / 1e6:,.1f} MB",
-            f"{s['failed']} failed" if s["failed"] else "",
-            f"{s['unfinished_shards']} shards unfinished" if s["unfinished_shards"] else "",
-        ]
-        if "error" not in s
-        else [str(s["path"]), f"cannot be opened: {s['error']}"]
-        for s in found
-    ]
-    widths = (
-        [max(len(row[k]) for row in table if len(row) == 8) for k in range(8)]
-        if any(len(r) == 8 for r in table)
-        else []
-    )
-    for row in table:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)] if len(row) == 8 else row
-        click.echo("  ".join(cells).rstrip())
+    click.echo("\n".join(_lines(found)))
 
 
 @main.command()
@@ -155,7 +133,13 @@ def pack(store: Path, out: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("store", type=PATH)
-@click.option("--ids", "listed", required=True, metavar="ID,... | FILE", help="Ids, or a file with one a line.")
+@click.option(
+    "--ids",
+    "listed",
+    required=True,
+    metavar="ID,... | FILE",
+    help="Ids, or a file of them: .txt with one a line, .csv, .parquet, .json.",
+)
 @click.option("--out", type=PATH, required=True, help="Where the store without them goes.")
 @json_option
 def drop(store: Path, listed: str, out: Path, as_json: bool) -> None:
@@ -237,10 +221,11 @@ def export(store: Path, out: Path, kind: str | None, as_json: bool) -> None:
 
 
 def _listed(listed: str) -> list[str]:
-    """Ids from a file with one a line, or from the command line itself."""
+    """Ids from a file of them, or from the command line itself."""
+    from embedcache.store.exchange.id_files import read_ids
+
     path = Path(listed)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else listed.split(",")
-    return [line for line in lines if line]
+    return read_ids(path)[0] if path.is_file() else [i for i in listed.split(",") if i]
 
 
 def _counted(ids: Iterable[str]) -> str:
@@ -249,3 +234,24 @@ def _counted(ids: Iterable[str]) -> str:
 
     listed = list(ids)
     return f"{len(listed)} ids: {some_ids(listed)}" if listed else "no ids known"
+
+
+def _lines(stores: list[dict[str, Any]]) -> list[str]:
+    """A line for each store, in columns; for one that cannot be opened, why."""
+    rows = [
+        [
+            s["path"],
+            s["modality"],
+            s["encoder"],
+            f"{s['rows']:,} x {s['dim']} {s['dtype']}",
+            f"tokens {s['tokens']}" if s["tokens"] else "",
+            f"{s['bytes'] / 1e6:,.1f} MB",
+            f"{s['failed']} failed" if s["failed"] else "",
+            f"{s['unfinished_shards']} shards unfinished" if s["unfinished_shards"] else "",
+        ]
+        for s in stores
+        if "error" not in s
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return lines + [f"{s['path']}  cannot be opened: {s['error']}" for s in stores if "error" in s]

@@ -37,7 +37,7 @@ from embedcache.store.values import from_stored, to_stored
 
 _UNWRITTEN_SHARDS = 2  # encoded but not yet on disk; bounds memory
 _POLL_S = 0.2  # between looks at shards that other extractors have in hand
-_PATIENCE_S = 60.0  # without any progress of theirs, after which their shards are encoded here too
+_PATIENCE_S = 60.0  # at least, and three times the slowest shard here: so long may others' shards make no progress
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,10 @@ def extract(
     catalogue = _published_plan(catalogue, list(samples), again, shard_rows, batch_size)
     with Claims(path) as claims:
         _run_all(work_for(catalogue, samples), samples, encoder, catalogue, claims, n_threads)
-    return _account(open_store(path), list(samples), present, time.monotonic() - started)
+    after = open_store(path)
+    if encoder.modality == "text":
+        _check_inputs(after, manifest, encoder.modality)  # another extractor may have had other texts under these ids
+    return _account(after, list(samples), present, time.monotonic() - started)
 
 
 def _warn_of_mixing(catalogue: Catalogue, encoder: Encoder) -> None:
@@ -195,19 +198,19 @@ def _run_all(
     n_threads: int | None,
 ) -> None:
     """Encodes what nobody else has in hand, then what others dropped, until every shard counts."""
-    waited_since = None
     if work and claims.claim(work[0].number) and not claims.keep_others_out:
         first = int.from_bytes(os.urandom(4), "big") % len(work)  # so that others are likely to begin elsewhere
         work = [*work[first:], *work[:first]]
-    while True:
-        left = [shard for shard in work if not catalogue.has_shard(shard.number)]
-        if not left:
-            return
-        patient = waited_since is None or time.monotonic() - waited_since < _PATIENCE_S
-        done = _run(left, samples, encoder, catalogue, claims if patient else None, n_threads)
-        if done or waited_since is None:
-            waited_since = time.monotonic()
-        elif patient:
+    n_left, last_progress, slowest_s = len(work) + 1, time.monotonic(), 0.0
+    while left := [shard for shard in work if not catalogue.has_shard(shard.number)]:
+        now = time.monotonic()
+        if len(left) < n_left:
+            n_left, last_progress = len(left), now
+        patient = now - last_progress < max(_PATIENCE_S, 3 * slowest_s)
+        n_done = _run(left, samples, encoder, catalogue, claims if patient else None, n_threads)
+        if n_done:
+            slowest_s = max(slowest_s, (time.monotonic() - now) / n_done)
+        else:
             time.sleep(_POLL_S)
 
 
@@ -302,7 +305,8 @@ def _shard_rows(
     """The rows that are fit to keep; every other id becomes a failure."""
     codes, scales = to_stored(embeddings, store_layout.dtype)
     finite = np.isfinite(embeddings).all(axis=1)
-    stored_finite = np.isfinite(from_stored(codes, store_layout.dtype, scales)).all(axis=1)
+    stored = from_stored(codes, store_layout.dtype, scales)
+    stored_finite, stored_zero = np.isfinite(stored).all(axis=1), (stored == 0).all(axis=1)
     constant = embeddings.min(axis=1) == embeddings.max(axis=1)
     kept, digests, failures = [], [], []
     for k, (sample_id, outcome) in enumerate(zip(shard.ids, outcomes, strict=True)):
@@ -314,6 +318,10 @@ def _shard_rows(
             failures.append(Failure(sample_id, "overflow", f"the embedding overflows {store_layout.dtype}"))
         elif constant[k] and store_layout.dim > 1:
             failures.append(Failure(sample_id, "constant", "the encoder gave the same number throughout"))
+        elif stored_zero[k]:
+            failures.append(
+                Failure(sample_id, "zero", f"every number of the embedding is zero as {store_layout.dtype}")
+            )
         else:
             kept.append(k)
             digests.append(outcome)

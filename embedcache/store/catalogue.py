@@ -184,7 +184,7 @@ def read_plan(path: Path) -> Plan:
     """
     document = commit.read_document(path)
     try:
-        plan = Plan(*(document[key] for key in ("ids", "bounds", "first_shard", "batch_size", "abandons")))
+        plan = Plan(*(_typed(key, document[key]) for key in ("ids", "bounds", "first_shard", "batch_size", "abandons")))
         if b"\0" in "".join(plan.ids).encode("utf-8"):
             raise ValueError("an id with a NUL character")
         in_order = all(start <= stop for start, stop in pairwise(plan.bounds))
@@ -196,14 +196,22 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
+def _typed(key: str, value: Any) -> Any:
+    """A field of a plan, if it is what such a field is: text in `ids`, whole numbers elsewhere."""
+    kind, parts = str if key == "ids" else int, value if key in ("ids", "bounds", "abandons") else [value]
+    if not isinstance(parts, list) or set(map(type, parts)) - {kind}:
+        raise TypeError(f"{key} holds something else than {kind.__name__}")
+    return value
+
+
 def _read_shard_document(path: Path, number: int, store_document: dict[str, Any]) -> dict[str, Any]:
     document = commit.read_document(path)
     try:
         _check_fingerprint(str(document["fingerprint"]), str(store_document["fingerprint"]), path)
         if document["file"] != layout.shard_file_name(number, document["sha256"]):
             raise StoreFormatError(f"{path}: names the file {document['file']!r}, which is not this shard's")
-        if not all(isinstance(document[key], int) and document[key] >= 0 for key in ("size", "n", "n_failed")):
-            raise StoreFormatError(f"{path}: size, n and n_failed are not all numbers")
+        if not layout.is_sized(document):
+            raise StoreFormatError(f"{path}: sha256 is no digest, or size, n and n_failed are not all numbers")
     except (LookupError, TypeError) as error:
         raise StoreFormatError(f"{path}: not a shard's document ({error})") from error
     return document

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from embedcache.store.layout import STORED_DTYPES
 from embedcache.store.values import from_stored
 
 _CHUNK_BYTES = 16 * 2**20  # converted at once where a whole column is
@@ -72,6 +73,8 @@ class Column:
 
     def by_shard(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Rows grouped by shard: positions in `rows`, the shard's array, rows in it."""
+        if not len(rows):
+            return []
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         order = np.argsort(shard_of, kind="stable")
         shards, begins = np.unique(shard_of[order], return_index=True)
@@ -182,11 +185,11 @@ class RaggedTokens:
 
     def codes(self) -> RaggedCodes:
         """The stored codes of all rows one after the other, by slices of tokens; for writing them anew."""
-        return RaggedCodes(self, lambda k: self._parts[k][0], (self.dim,))
+        return RaggedCodes(self, lambda k: self._parts[k][0], (self.dim,), np.dtype(STORED_DTYPES[self._dtype]))
 
     def scales(self) -> RaggedCodes:
         """The scales of int8 tokens, one after the other."""
-        return RaggedCodes(self, lambda k: self._parts[k][2], ())
+        return RaggedCodes(self, lambda k: self._parts[k][2], (), np.dtype("<f4"))
 
     def place(self, i: int) -> tuple[int, slice]:
         """Shard of a row, and its tokens there."""
@@ -201,18 +204,19 @@ class RaggedTokens:
 class RaggedCodes:
     """A ragged dataset of many shards in the order of rows, by slices that begin and end with a row."""
 
-    def __init__(self, rows: RaggedTokens, part: Callable[[int], np.ndarray | None], tail: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        rows: RaggedTokens,
+        part: Callable[[int], np.ndarray | None],
+        tail: tuple[int, ...],
+        dtype: np.dtype,
+    ) -> None:
         self._rows, self._part = rows, part
         self.offsets = np.concatenate([[0], np.cumsum(rows.lengths)]).astype(np.int64)
-        self.shape = (int(self.offsets[-1]), *tail)
+        self.shape, self.dtype = (int(self.offsets[-1]), *tail), dtype
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    @property
-    def dtype(self) -> np.dtype:
-        part = self._part(0)
-        return np.dtype(np.float32) if part is None else part.dtype
 
     def __getitem__(self, tokens: slice) -> np.ndarray:
         first, last = np.searchsorted(self.offsets, [tokens.start, tokens.stop], side="left")

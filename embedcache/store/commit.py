@@ -1,7 +1,8 @@
 """How bytes become part of a store: written aside, synced, then linked to their name exclusively.
 
-All I/O of publishing goes through `disk`, one system call a method, so that faults can be put under it. Nothing is ever
-opened for writing under its final name and nothing is replaced: a name, once there, keeps its bytes.
+All writing of stores, and all reading of their documents, goes through `disk`, one system call a method, so that faults
+can be put under it. Nothing is ever opened for writing under its final name and nothing is replaced: a name, once
+there, keeps its bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import hashlib
 import os
 import socket
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -132,8 +134,8 @@ def publish_shard(store: Path, number: int, image: Iterable[Piece], document: di
         return CommittedShard(read_document(doc_path), won=False)
     with _written_aside(doc_path.with_suffix(".h5"), image) as written:
         file = store / layout.shard_file_name(number, written.sha256)
-        if not _link(written.path, file):
-            _check_same(file, written)
+        while not (_link(written.path, file) or _is_same(file, written)):
+            pass  # a rival with the same bytes has just lost to a third and taken them away
     _sync(store)
     ours = {**document, "file": file.name, "sha256": written.sha256, "size": written.size}
     if publish(doc_path, layout.seal(ours)):
@@ -170,6 +172,8 @@ def read_document(path: Path) -> dict[str, Any]:
         StoreFormatError: it cannot be read, or is damaged.
     """
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise StoreFormatError(f"{path}: no regular file, expected a document; it was not opened")
         data = disk.read(path)
     except FileNotFoundError as error:
         raise StoreNotFoundError(f"{path}: no such document; run 'embedcache verify {path.parent}'") from error
@@ -194,16 +198,27 @@ def set_aside(path: Path, folder: Path) -> Path:
     raise StoreWriteError(f"{folder}: no free name for {path.name}; empty it first")
 
 
-def sweep(store: Path) -> int:
-    """Removes temporaries whose owner, on this host, is dead; returns how many."""
+def sweep(folder: Path, *, of: str = "") -> int:
+    """Removes temporaries whose owner, on this host, is dead; returns how many.
+
+    Args:
+        of: only those of the file of this name, in a folder that is not ours alone.
+    """
     swept = 0
-    for path in store.glob(".*.tmp"):
+    for path in folder.glob(".*.tmp"):
+        if of and not path.name.startswith(f".{of}."):
+            continue
         owner = path.name.rsplit(".", 4)  # ('.<name>', host, pid, uuid, 'tmp')
         if len(owner) == 5 and owner[1] == _host() and owner[2].isdigit() and not _alive(int(owner[2])):
             with contextlib.suppress(OSError):
                 disk.unlink(path)
                 swept += 1
     return swept
+
+
+def temporary_name(path: Path) -> Path:
+    """Where to write what is to be called `path`: beside it, under a name that says whose it is."""
+    return path.parent / f".{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex}.tmp"
 
 
 @dataclass(frozen=True)
@@ -223,7 +238,7 @@ def _written_aside(
         size: where known, allocated first, so that a full disk is met before the first piece.
         packed: a document for the user block before the pieces, sealed with their SHA-256.
     """
-    temporary = path.parent / f".{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex}.tmp"
+    temporary = temporary_name(path)
     try:
         try:
             written = _write_synced(temporary, pieces, size, packed)
@@ -289,13 +304,22 @@ def _link(temporary: Path, path: Path) -> bool:
     return True
 
 
-def _check_same(file: Path, written: _Written) -> None:
-    """A name that was taken has the bytes it names, or nothing more is built on it."""
-    if file.stat().st_size != written.size or digest_file(file) != written.sha256:
+def _is_same(file: Path, written: _Written) -> bool:
+    """Whether a name that was taken has the bytes it names; False if it is free by now.
+
+    Raises:
+        StoreFormatError: other bytes, on which nothing is built.
+    """
+    try:
+        same = file.stat().st_size == written.size and digest_file(file) == written.sha256
+    except FileNotFoundError:
+        return False
+    if not same:
         raise StoreFormatError(
             f"{file}: not the bytes that its name gives, SHA-256 {written.sha256[:12]}... expected: damaged before it "
             f"counted; run 'embedcache repair {file.parent}', then the same command again"
         )
+    return True
 
 
 def _sync(directory: Path) -> None:

@@ -23,6 +23,7 @@ from h5py._objects import phil as h5py_lock
 from embedcache.errors import StoreFormatError
 from embedcache.fingerprint import INPUT_DIGEST_BYTES
 from embedcache.store import layout
+from embedcache.store.id_index import key_array
 from embedcache.store.layout import Layout
 from embedcache.store.mapping import map_file
 from embedcache.store.shard import Failure, ShardRows
@@ -94,7 +95,9 @@ class Shard:
         """Inputs without a row."""
         known = ("id", "reason", "message")
         try:
-            return [Failure(*(str(f[name]) for name in known)) for f in json.loads(self.failure_ledger)]
+            failures = [Failure(*(str(f[name]) for name in known)) for f in json.loads(self.failure_ledger)]
+            key_array([f.id for f in failures])
+            return failures
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise StoreFormatError(
                 f"{self.path}: /failures is not a list of failures ({type(error).__name__}); "
@@ -139,7 +142,16 @@ def open_shard(path: Path, *, user_block: int = 0) -> Shard:
             return _read(file, path, size)
     except StoreFormatError:
         raise
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise StoreFormatError(
             f"{path}: cannot be read as a shard ({error}); run 'embedcache verify {path.parent}'"
         ) from error
@@ -152,9 +164,12 @@ def decoded(keys: np.ndarray, path: Path) -> list[str]:
         StoreFormatError: one that is not UTF-8.
     """
     try:
-        return [key.decode("utf-8") for key in keys.tolist()]
+        ids = [key.decode("utf-8") for key in keys.tolist()]
     except UnicodeDecodeError as error:
         raise StoreFormatError(f"{path}: an id is not UTF-8 ({error}); run 'embedcache verify {path}'") from error
+    if "\0" in "".join(ids):
+        raise StoreFormatError(f"{path}: an id holds a NUL character; run 'embedcache verify {path}'")
+    return ids
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ ALIAS_BYTES = 4096  # ... but rows not on a page, where they would alias with nu
 
 _PLAN = re.compile(r"plan-(\d{5,})\.json")
 _SHARD_DOC = re.compile(r"shard-(\d{5,})\.json")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD_FILE = re.compile(r"shard-(\d{5,})-([0-9a-f]{12})\.h5")
 
 # name of the stored dtype -> numpy dtype of the bytes in the shard; bfloat16 travels as its bit pattern
@@ -173,11 +174,20 @@ def check_store_document(document: Mapping[str, Any], path: Path) -> None:
         lengths = [layout.dim, layout.views, *([] if layout.tokens is None else [layout.tokens.dim])]
         if min(lengths) < 0 or not isinstance(document["encoder"], dict) or document["modality"] not in MODALITIES:
             raise ValueError("impossible layout, encoder or modality")
-        texts = [document["fingerprint"], document["encoder_fingerprint"]]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("fingerprints that are no text")
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        covered = {"encoder": document["encoder_fingerprint"], "format": FORMAT.split(".")[0]}
+        if document["fingerprint"] != fingerprint({**covered, "layout": document["layout"]}):
+            raise ValueError("its fingerprint is not that of its encoder and layout")
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise StoreFormatError(f"{path}: not a store's document ({error})") from error
+
+
+def is_sized(document: Mapping[str, Any]) -> bool:
+    """Whether a document says of a file what every reader relies on: SHA-256, size, rows and failures."""
+    counts = [document.get(key) for key in ("size", "n", "n_failed")]
+    sha256 = document.get("sha256")
+    return (
+        isinstance(sha256, str) and bool(_SHA256.fullmatch(sha256)) and all(type(c) is int and c >= 0 for c in counts)
+    )
 
 
 def seal(document: dict[str, Any]) -> bytes:
@@ -195,12 +205,12 @@ def unseal(data: bytes, path: Path) -> dict[str, Any]:
     try:
         document = json.loads(data)
         found, version = document.pop("digest"), document["format"]
+        expected = fingerprint(document)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreFormatError(
             f"{path}: not a sealed store document ({type(error).__name__}); run 'embedcache verify {path.parent}'"
         ) from error
     check_version(version, path)
-    expected = fingerprint(document)
     if found != expected:
         raise StoreFormatError(
             f"{path}: content has digest {expected[:12]}..., the file says {str(found)[:12]}...: it was damaged or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import StoreFormatError, StoreNotFoundError
+from embedcache.errors import EmbedCacheError, StoreFormatError, StoreNotFoundError
 from embedcache.store import layout
 from embedcache.store.source import packed_document
 from embedcache.store.store import open_store
@@ -53,7 +53,7 @@ def list_stores(root: str | Path) -> list[dict[str, Any]]:
             continue
         try:
             facts = describe(path)
-        except StoreFormatError as error:
+        except EmbedCacheError as error:
             found.append({"path": str(path), "error": str(error)})
             continue
         found.append({**facts, "encoder": str(facts["encoder"].get("name", "made elsewhere"))})

@@ -7,7 +7,7 @@ counts as not yet computed, so that the next extraction computes exactly that on
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,20 +100,26 @@ class _Repair:
                 self.restored.append(name)
 
     def plans(self, problems: dict[str, Problem]) -> None:
-        """Writes damaged plans anew as far as their sound shards tell; ids of the others will be planned again."""
+        """Writes lost plans anew as far as their sound shards tell; ids of the others will be planned again."""
         catalogue = Catalogue.read(self.path, tolerant=True)
-        for number in [k for k in range(catalogue.n_plans + 1) if layout.plan_name(k) in problems]:
+        for number in [k for k in range(catalogue.n_plans) if layout.plan_name(k) in problems]:
             self._set_aside(layout.plan_name(number))
-            first, end = self._range_of(number, catalogue)
-            ids, bounds = [], [0]
-            for shard_number in range(first, end):
-                document = catalogue.shards.get(shard_number)
-                if document is not None:
-                    shard = open_shard(self.path / document["file"])
-                    ids += [*dict.fromkeys(shard.ids), *(f.id for f in shard.failures)]
-                bounds.append(len(ids))
-            publish_plan(self.path, number, Plan(ids, bounds, first, 1))
-            self.restored.append(layout.plan_name(number))
+            self._publish_plan(number, self._range_of(number, catalogue), catalogue)
+        planned = {shard.number for k in range(catalogue.n_plans) for shard in self._plan(k).shards()}
+        unplanned = [number for number in catalogue.shards if number not in planned]
+        if unplanned:  # theirs was the last plan; since then others may have followed
+            self._publish_plan(catalogue.n_plans, range(unplanned[0], unplanned[-1] + 1), catalogue, set(planned))
+
+    def _publish_plan(self, number: int, shards: range, catalogue: Catalogue, elsewhere: Collection[int] = ()) -> None:
+        ids, bounds = [], [0]
+        for shard_number in shards:
+            document = catalogue.shards.get(shard_number)
+            if document is not None and shard_number not in elsewhere:
+                shard = open_shard(self.path / document["file"])
+                ids += [*dict.fromkeys(shard.ids), *(f.id for f in shard.failures)]
+            bounds.append(len(ids))
+        publish_plan(self.path, number, Plan(ids, bounds, shards.start, 1))
+        self.restored.append(layout.plan_name(number))
 
     def loose_files(self) -> None:
         """Sets aside shard files that no document names: a rival's bytes, or bytes that their name does not give."""
@@ -124,18 +130,19 @@ class _Repair:
             if number is not None and file.name not in named and (number in counted or not _is_what_it_says(file)):
                 self._set_aside(file.name)
 
-    def _range_of(self, number: int, catalogue: Catalogue) -> tuple[int, int]:
+    def _range_of(self, number: int, catalogue: Catalogue) -> range:
         """The shard numbers of a plan that cannot be read: from the end of the one before to the one after."""
         first = 0
         if number:
-            before = read_plan(self.path / layout.plan_name(number - 1))
+            before = self._plan(number - 1)
             first = before.first_shard + len(before.bounds) - 1
         for later in range(number + 1, catalogue.n_plans):
-            try:
-                return first, read_plan(self.path / layout.plan_name(later)).first_shard
-            except (StoreFormatError, StoreNotFoundError):
-                continue
-        return first, max(catalogue.shards, default=first - 1) + 1
+            with contextlib.suppress(StoreFormatError, StoreNotFoundError):
+                return range(first, max(self._plan(later).first_shard, first))
+        return range(first, max([first, *(k + 1 for k in catalogue.shards)]))
+
+    def _plan(self, number: int) -> Plan:
+        return read_plan(self.path / layout.plan_name(number))
 
     def _sound_files(self, pattern: str = "shard-*.h5") -> Iterator[tuple[Path, Shard]]:
         """Shard files whose bytes are what their name says."""

@@ -96,6 +96,7 @@ def _write_packed(out: Path, rows: ShardRows, store: Store) -> None:
     image = ShardImage(rows, store.document, user_block=layout.USER_BLOCK_BYTES)
     document = {"encoding-type": layout.PACKED_ENCODING, **shard_facts(store.document, rows)}
     commit.make_directory(out.absolute().parent)
+    commit.sweep(out.absolute().parent, of=out.name)
     commit.publish_packed(out, image, image.size, document)
 
 

@@ -50,12 +50,13 @@ def save_store(
         store_dtype: one of `STORED_DTYPES`; the dtype of `embeddings` if it is float16 or float32, else float32.
 
     Raises:
-        ValueError: ids and rows that do not fit, duplicate ids, rows that are not finite or zero throughout.
+        ValueError: ids and rows that do not fit, ids that are no text or doubled, values that are no real numbers, rows
+            that are not finite or zero throughout.
         StoreWriteError: the path holds a store already, or cannot be written.
         FingerprintMismatchError: an unfinished store of other values is there.
     """
-    path, ids = Path(path), [str(i) for i in ids]
-    embeddings = _with_rows(embeddings)
+    path, ids = Path(path), list(ids)
+    embeddings = _with_rows(embeddings, "embeddings")
     if len(embeddings.shape) != 2 or len(embeddings) != len(ids):
         raise ValueError(f"embeddings of shape {embeddings.shape} for {len(ids)} ids, expected ({len(ids)}, d)")
     if modality not in layout.MODALITIES:
@@ -67,7 +68,7 @@ def save_store(
         raise ValueError(f"store_dtype {dtype!r}, expected one of {', '.join(layout.STORED_DTYPES)}")
     converted = _Converted(embeddings, dtype)
     token_codes, offsets, token_layout = _token_codes(tokens, len(ids), dtype)
-    unfit = converted.unfit(ids, None) + (token_codes.unfit(ids, offsets) if token_codes else [])
+    unfit = converted.unfit(ids, None) + (token_codes.unfit(ids, offsets) if token_codes is not None else [])
     if unfit:
         unfit = list(dict.fromkeys(unfit))
         raise ValueError(
@@ -87,7 +88,7 @@ def save_store(
         scales=converted.scales,
         tokens=token_codes,
         token_offsets=offsets,
-        token_scales=token_codes.scales if token_codes else None,
+        token_scales=token_codes.scales if token_codes is not None else None,
     )
     document = layout.store_document(
         encoder=record,
@@ -113,6 +114,7 @@ def write_store(path: Path, document: dict[str, Any], shards: Sequence[ShardRows
     bounds = [0, *accumulate(len(ids) for ids in planned)]
     plan = Plan([i for ids in planned for i in ids], bounds, 0, batch_size)
     catalogue = open_or_create(path, document)
+    commit.sweep(path)
     publish_plan(path, 0, plan)
     catalogue = Catalogue.read(path)
     if list(catalogue.plans) != [plan] or len(catalogue.shards) == len(shards):
@@ -154,9 +156,10 @@ class _Converted:
             values = from_stored(codes, self._dtype_name, scales)
             inner = tuple(range(1, given.ndim))
             fit = np.isfinite(values).all(axis=inner)
-            if values.dtype != given.dtype:  # else they are the same numbers
+            if codes.dtype != given.dtype:  # else they are the same numbers
                 fit &= np.isfinite(given).all(axis=inner)
-            fit &= values.any(axis=inner) | (offsets is not None)  # one token of a row may be zero
+            if offsets is None:  # one token of a row may be zero
+                fit &= ~(values == 0).all(axis=inner)
             numbers = part.start + np.flatnonzero(~fit)
             if offsets is not None:
                 numbers = np.searchsorted(offsets, numbers, side="right") - 1
@@ -211,23 +214,35 @@ def _token_codes(tokens: Any, n: int, dtype: str) -> tuple[_Converted | None, np
         raise ValueError(f"tokens of {len(tokens)} rows for {n} ids")
     shape = getattr(tokens, "shape", None)
     if shape is not None and len(shape) == 3:
-        return _Converted(tokens, dtype), None, TokenLayout(shape[2], shape[1])
-    parts = [np.asarray(part) for part in tokens]
-    dims = {part.shape[1] for part in parts if part.ndim == 2}
-    if len(dims) != 1 or any(part.ndim != 2 for part in parts):
+        tokens = _with_rows(tokens, "tokens")
+        return _Converted(tokens, dtype), None, TokenLayout(tokens.shape[2], tokens.shape[1])
+    parts = [_with_rows(part, "tokens") for part in tokens]
+    dims = {part.shape[1] for part in parts if len(part.shape) == 2}
+    if len(dims) != 1 or any(len(part.shape) != 2 for part in parts):
         shapes = sorted({part.shape for part in parts})[:3]
         raise ValueError(f"tokens of shapes {shapes}, expected (n, l, d), or n arrays (l_i, d) of one d")
     joined = Joined(parts, dims.pop())
     return _Converted(joined, dtype), joined.offsets, TokenLayout(joined.shape[1], None)
 
 
-def _with_rows(values: Any) -> Rows:
-    """As given where rows come by slices, so that a map of a file is not read here; else as an array."""
+def _with_rows(values: Any, name: str) -> Rows:
+    """As given where rows come by slices, so that a map of a file is not read here; else as an array.
+
+    Raises:
+        ValueError: values that are no real numbers, or masked ones.
+    """
     sliceable = hasattr(values, "shape") and hasattr(values, "dtype") and hasattr(values, "__getitem__")
-    return values if sliceable and isinstance(values.dtype, np.dtype) else np.asarray(values)
+    rows = values if sliceable and isinstance(values.dtype, np.dtype) else np.asarray(values)
+    if isinstance(rows, np.ma.MaskedArray) or rows.dtype.kind not in "fiub":
+        found = "masked values" if isinstance(rows, np.ma.MaskedArray) else f"dtype {rows.dtype}"
+        raise ValueError(f"{name} of {found}, expected real numbers")
+    return rows
 
 
 def _check_ids(ids: Sequence[str]) -> None:
+    wrong = next((k for k, i in enumerate(ids) if not isinstance(i, str)), None)
+    if wrong is not None:
+        raise ValueError(f"id {wrong} is {ids[wrong]!r}, a {type(ids[wrong]).__name__}, expected str")
     faults = [f"{ids[k]!r} {fault}" for k, fault in unusable_ids(ids)]
     if faults:
         raise ValueError(f"{len(faults)} unusable ids: {'; '.join(faults[:5])}")

@@ -137,6 +137,9 @@ class ShardImage:
         else:
             raise StoreFormatError("no padding keeps the rows off a page boundary")
         self._metadata, self.size = metadata.pieces, metadata.size
+        made, wanted = {region.name for region in self._regions}, layout.Layout.from_json(store_document["layout"])
+        if made != wanted.datasets():
+            raise StoreFormatError(f"rows for {sorted(made)}, but the layout has {sorted(wanted.datasets())}")
 
     def _aliases(self, region: _Region) -> bool:
         is_rows = region.name in ("embeddings", "tokens") and region.n_bytes > 0

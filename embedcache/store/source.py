@@ -94,8 +94,11 @@ def packed_document(path: Path) -> dict[str, Any]:
     Raises:
         StoreFormatError: no packed store, or its document is damaged.
     """
-    with path.open("rb") as handle:
-        block = handle.read(layout.USER_BLOCK_BYTES)
+    try:
+        with path.open("rb") as handle:
+            block = handle.read(layout.USER_BLOCK_BYTES)
+    except OSError as error:
+        raise StoreFormatError(f"{path}: cannot be read ({error.strerror})") from error
     if not block.startswith(b"{"):
         raise StoreFormatError(
             f"{path}: not a packed store (it begins with {block[:8]!r}); open the directory of a store, or make one "
@@ -103,7 +106,7 @@ def packed_document(path: Path) -> dict[str, Any]:
         )
     document = layout.unseal(block.rstrip(b" \n"), path)
     kind = document.get("encoding-type")
-    if kind != layout.PACKED_ENCODING or not isinstance(document.get("size"), int) or "sha256" not in document:
+    if kind != layout.PACKED_ENCODING or not layout.is_sized(document):
         raise StoreFormatError(
             f"{path}: encoding-type is {kind!r}, expected {layout.PACKED_ENCODING!r} with its digest"
         )
@@ -118,13 +121,18 @@ def check_file(file: Path, document: dict[str, Any], *, digest: bool) -> None:
     """
     packed = document.get("encoding-type") == layout.PACKED_ENCODING
     remedy = f"run 'embedcache verify {file if packed else file.parent}'"
+    if file.is_symlink() and not packed:
+        raise StoreFormatError(f"{file}: a link to another place; copy the store with the files themselves (cp -rL)")
     if not file.is_file():
         raise StoreFormatError(f"{file}: the shard's document names it, but it is not there; {remedy}")
     size = file.stat().st_size
     if size != document["size"]:
         raise StoreFormatError(f"{file}: {size} bytes, its document says {document['size']}; {remedy}")
     if digest:
-        found = digest_file(file, skip=layout.USER_BLOCK_BYTES if packed else 0)
+        try:
+            found = digest_file(file, skip=layout.USER_BLOCK_BYTES if packed else 0)
+        except OSError as error:
+            raise StoreFormatError(f"{file}: cannot be read ({error.strerror}); restore it, or {remedy}") from error
         if found != document["sha256"]:
             raise StoreFormatError(
                 f"{file}: SHA-256 {found[:12]}..., its document says {document['sha256'][:12]}...; {remedy}"

@@ -5,7 +5,7 @@ Shape notation: n rows, d embedding width, l tokens in a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,13 +34,15 @@ class Store:
     open file, so that it may be used after a fork; pickled, it goes by its path and opens the same shards again.
     """
 
-    def __init__(self, source: Source, shards: Sequence[Shard]) -> None:
+    def __init__(
+        self, source: Source, shards: Sequence[Shard], keeps: Sequence[np.ndarray | None] | None = None
+    ) -> None:
         self.path = source.path
         self.layout = Layout.from_json(source.document["layout"])
-        self._source, self._shards = source, shards
+        self._source, self._shards, self._given_keeps = source, shards, keeps
 
-    def __reduce__(self) -> tuple[Callable[[Source], Store], tuple[Source]]:
-        return _opened_again, (self._source,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (self._source, self._given_keeps)
 
     def __repr__(self) -> str:
         tokens = "" if self.layout.tokens is None else f", tokens {self.layout.tokens.length or 'ragged'}"
@@ -226,21 +228,18 @@ class Store:
         Args:
             keep: which rows to keep, (n,) bool.
         """
-        seen, start = Store(self._source, self._shards), 0
+        start = 0
         keeps: list[np.ndarray | None] = []
         for shard, held in zip(self._shards, self._keeps, strict=True):
             numbers = np.arange(len(shard)) if held is None else held
             keeps.append(numbers[keep[start : start + len(numbers)]])
             start += len(numbers)
-        seen.__dict__["_keeps"] = keeps
-        return seen
+        return Store(self._source, self._shards, keeps)
 
     def by_shard(self) -> Iterator[Store]:
         """The same store shard by shard: of each only the rows that hold."""
-        for shard, keep in zip(self._shards, self._keeps, strict=True):
-            part = Store(self._source, [shard])
-            part.__dict__["_keeps"] = [keep]
-            yield part
+        for document, shard, keep in zip(self._source.shards, self._shards, self._keeps, strict=True):
+            yield Store(replace(self._source, shards=[document]), [shard], [keep])
 
     @cached_property
     def _values(self) -> Values:
@@ -256,8 +255,9 @@ class Store:
         return self._column("keys", np.empty(0, f"S{width}")).whole()
 
     @cached_property
-    def _keeps(self) -> list[np.ndarray | None]:
-        return _latest(self._shards)
+    def _keeps(self) -> Sequence[np.ndarray | None]:
+        """For each shard the rows in sight, None for all."""
+        return _latest(self._shards) if self._given_keeps is None else self._given_keeps
 
     def _column(self, name: str, empty: np.ndarray) -> Column:
         return Column([getattr(shard, name) for shard in self._shards], self._keeps, empty)
@@ -320,5 +320,5 @@ def open_store(path: str | Path, *, verify: Verify = "structure") -> Store:
     return Store(source, source.open(digest=verify == "digest" and not source.packed))
 
 
-def _opened_again(source: Source) -> Store:
-    return Store(source, source.open())
+def _opened_again(source: Source, keeps: Sequence[np.ndarray | None] | None) -> Store:
+    return Store(source, source.open(), keeps)

@@ -10,6 +10,7 @@ import numpy as np
 from embedcache.store.layout import STORED_DTYPES
 
 _INT8_MAX = 127
+_BFLOAT16_NAN = 0x7FC0
 
 
 def to_stored(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -31,9 +32,12 @@ def to_stored(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray | 
     if dtype == "bfloat16":
         bits = values.view(np.uint32)
         to_even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return ((bits + to_even) >> np.uint32(16)).astype("<u2"), None
+        codes = ((bits + to_even) >> np.uint32(16)).astype("<u2")
+        codes[np.isnan(values)] = _BFLOAT16_NAN  # rounding some of them up would give zero
+        return codes, None
     if dtype == "int8":
-        scales = np.abs(values).max(axis=-1, initial=0) / np.float32(_INT8_MAX)
+        with np.errstate(invalid="ignore"):
+            scales = np.abs(values).max(axis=-1, initial=0) / np.float32(_INT8_MAX)
         # a row of zeros, or so near zero that its scale is, has codes of zero; one that is not finite has no codes
         usable = np.isfinite(scales) & (scales > 0)
         steps = np.where(usable[..., None], values, 0) / np.where(usable, scales, 1)[..., None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+import embedcache
 from embedcache.errors import StoreFormatError
 from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue, read_plan
@@ -24,6 +26,9 @@ from embedcache.store.shard import block_bounds, block_digests
 from embedcache.store.source import Source, check_file, find_source, open_counted, packed_document
 
 _LOCATE_TIMEOUT_S = 60.0
+_LOCATE_BYTES = 4 * 2**30  # of memory, beside twice the size of the file
+_PACKAGE = Path(embedcache.__file__).parents[1]
+_LOCATE = "import sys; sys.path.append(sys.argv[1]); from embedcache.store.verify import main; main(*sys.argv[2:])"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def _planned(catalogue: Catalogue) -> tuple[dict[int, tuple[str, ...]], list[Pro
     unplanned = [number for number in catalogue.shards if number not in planned]
     if unplanned and not problems:
         path = catalogue.path / layout.plan_name(catalogue.n_plans)
-        message = f"{path}: not there, but shard {unplanned[0]} is, which no plan names"
+        message = f"{path}: not there, but shards {unplanned[:5]} are, which no plan names"
         problems.append(Problem(path.name, "missing", (), message))
     return planned, problems
 
@@ -110,7 +115,7 @@ def _verify_shard(source: Source, document: dict[str, Any], planned: tuple[str, 
         return Problem(file.name, "damaged", ids, f"{error}; {where}")
     try:
         shard = open_counted(source, document, digest=False)
-        _check_ids(file, shard, planned)
+        _check_rows(file, shard, planned)
     except StoreFormatError as error:
         return Problem(file.name, "damaged", planned or (), str(error))
     return None
@@ -124,17 +129,23 @@ def _verify_packed(path: Path) -> list[Problem]:
         return [Problem(path.name, "damaged", ids, f"{error}; {where}")]
     try:
         (shard,) = find_source(path).open()
-        _check_ids(path, shard, None)
+        _check_rows(path, shard, None)
     except StoreFormatError as error:
         return [Problem(path.name, "damaged", (), str(error))]
     return []
 
 
-def _check_ids(file: Path, shard: Shard, planned: tuple[str, ...] | None) -> None:
-    """Refuses rows that were not planned for this shard, twice the same row, and ids that are no text."""
+def _check_rows(file: Path, shard: Shard, planned: tuple[str, ...] | None) -> None:
+    """Refuses rows that were not planned for this shard, twice the same row, ids that are no text, odd scales."""
     ids = shard.ids if planned is None else planned  # read as text, to see that they are
     if not _as_planned(shard, ids):
         raise StoreFormatError(f"{file}: its ids are not the ones that its plan gives it")
+    for name in ("scales", "token_scales"):
+        scales = getattr(shard, name)
+        if scales is not None and not np.isfinite(scales).all():
+            raise StoreFormatError(f"{file}: /{name} holds a number that is not finite")
+    if (shard.keys == b"").any():
+        raise StoreFormatError(f"{file}: an id is empty")
     if surely_distinct(shard.keys):
         return
     rows = np.stack([IdIndex(shard.keys).firsts(), shard.views.astype(np.int64)])
@@ -155,7 +166,8 @@ def _damage(file: Path, user_block: int, planned: tuple[str, ...]) -> tuple[tupl
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "embedcache.store.verify", str(file), str(user_block)],
+            # -P: the current directory, which may be a stranger's, is no place to import from
+            [sys.executable, "-P", "-c", _LOCATE, str(_PACKAGE), str(file.absolute()), str(user_block)],
             capture_output=True,
             timeout=_LOCATE_TIMEOUT_S,
             check=True,
@@ -182,11 +194,8 @@ def locate_damage(file: Path, user_block: int) -> tuple[list[int], list[str]]:
     return blocks, [i for b in blocks for i in shard.ids[slice(*bounds[b])]]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Prints where a file is damaged, as JSON."""
-    located: Any = locate_damage(Path(arguments[0]), int(arguments[1]))
-    print(json.dumps(located))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def main(file: str, user_block: str) -> None:
+    """Prints where a file is damaged, as JSON. Runs in a process of its own."""
+    limit = _LOCATE_BYTES + 2 * Path(file).stat().st_size
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    print(json.dumps(locate_damage(Path(file), int(user_block))))

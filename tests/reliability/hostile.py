@@ -178,6 +178,10 @@ INSIDE: dict[str, Callable[[h5py.File, Path], object]] = {
     "record without layout": _record(lambda r: r.__delitem__("layout")),
     "record of a width below zero": _record(lambda r: r["layout"].__setitem__("dim", -8)),
     "record of a huge width": _record(lambda r: r["layout"].__setitem__("dim", 10**400)),
+    "record of an endless width": _record(lambda r: r["layout"].__setitem__("dim", float("inf"))),
+    "record of another encoder": _record(lambda r: r.__setitem__("encoder_fingerprint", "0" * 64)),
+    "a failure with a NUL in its id": _json("failures", b'[{"id": "a\\u0000", "reason": "x", "message": "y"}]'),
+    "a failure that is no Unicode": _json("failures", b'[{"id": "\\ud800", "reason": "x", "message": "y"}]'),
     "failures that are no list": _json("failures", b'{"a": 1}'),
     "failures without an id": _json("failures", b'[{"reason": "x"}]'),
     "failures that are very deep": _json("failures", DEEP_JSON),
@@ -241,7 +245,40 @@ def _in_place_of_the_shard(make: Callable[[Path, Path], object]) -> Callable[[Pa
     return changed
 
 
-SHARD_DOC, PLAN = layout.shard_doc_name(0), layout.plan_name(0)
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _linked_out(path: Path, canary: Path) -> None:
+    """A link to the same bytes outside the store."""
+    target = canary.with_name(f"{path.parent.name}-{path.name}")
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def _moved_out(store: Path, canary: Path) -> None:
+    _linked_out(next(store.glob("*.h5")), canary)
+
+
+def _traversal(store: Path, canary: Path) -> None:
+    """A digest that makes the name of the shard a way out of the store."""
+    target = canary.with_name("v.h5")
+    next(store.glob("*.h5")).rename(target)
+    (store / "shard-00000-").mkdir()
+    digest = "/../../../v"
+    change = _document(SHARD_DOC, lambda d: d.update(sha256=digest, file=layout.shard_file_name(0, digest)))
+    change(store, canary)
+    assert (store / layout.shard_file_name(0, digest)).resolve() == target.resolve()
+
+
+def _reworded(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+
+
+SHARD_DOC = layout.shard_doc_name(0)
 
 # what is changed around the shard
 OUTSIDE: dict[str, Callable[[Path, Path], object]] = {
@@ -255,8 +292,12 @@ OUTSIDE: dict[str, Callable[[Path, Path], object]] = {
     "a FIFO": _in_place_of_the_shard(lambda file, _: os.mkfifo(file)),
     "a directory": _in_place_of_the_shard(lambda file, _: file.mkdir()),
     "a link to another file": _in_place_of_the_shard(lambda file, _: file.symlink_to("/etc/hostname")),
+    "a link to the same bytes elsewhere": lambda store, canary: _moved_out(store, canary),
+    "a shard's document that is a FIFO": lambda store, _: _fifo(store / SHARD_DOC),
+    "a shard's document that is a link": lambda store, canary: _linked_out(store / SHARD_DOC, canary),
     "a file above the store": _document(SHARD_DOC, lambda d: d.__setitem__("file", "../canary")),
     "an absolute file": _document(SHARD_DOC, lambda d: d.__setitem__("file", "/etc/passwd")),
+    "a digest that leads elsewhere": lambda store, canary: _traversal(store, canary),
     "a digest that is a number": _document(SHARD_DOC, lambda d: d.__setitem__("sha256", 5)),
     "a size that is text": _document(SHARD_DOC, lambda d: d.__setitem__("size", "1")),
     "rows below zero": _document(SHARD_DOC, lambda d: d.__setitem__("n", -1)),
@@ -268,6 +309,9 @@ OUTSIDE: dict[str, Callable[[Path, Path], object]] = {
     "store of an unknown modality": _document("store.json", lambda d: d.__setitem__("modality", "sound")),
     "store whose encoder is text": _document("store.json", lambda d: d.__setitem__("encoder", "x")),
     "store of version 2": _document("store.json", lambda d: d.__setitem__("format", "2.0")),
+    "store of a number that is none": lambda store, _: _reworded(store / "store.json", b'"dim":8', b'"dim":NaN'),
+    "store that is no Unicode": lambda store, _: _reworded(store / "store.json", b'"image"', b'"\\ud800"'),
+    "store of another width than its fingerprint": _document("store.json", lambda d: d["layout"].__setitem__("dim", 9)),
     "store that is very deep": lambda store, _: (store / "store.json").write_bytes(DEEP_JSON),
     "store that is a FIFO": lambda store, _: ((store / "store.json").unlink(), os.mkfifo(store / "store.json")),
 }

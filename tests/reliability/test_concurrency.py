@@ -65,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
 @pytest.mark.parametrize("n_writers", [2, 4, 8])
-@pytest.mark.parametrize("rounds", [2, pytest.param(100, marks=SLOW)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(200, marks=SLOW)])
 def test_writers_share_the_work(
     tmp_path: Path, whole: Path, monkeypatch, rounds: int, n_writers: int, locks: bool
 ) -> None:
@@ -81,12 +81,10 @@ def test_writers_share_the_work(
         n_encoded += encoded.total()
     wasted = n_encoded / (n_good * rounds) - 1
     print(f"{n_writers} writers, {rounds} rounds, locks {locks}: {wasted:.2%} of the rows encoded twice")
-    assert wasted >= 0
-    if locks:
-        assert wasted <= 0.05
+    assert 0 <= wasted <= (0.05 if locks else n_writers - 1.05)
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=SLOW)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(200, marks=SLOW)])
 def test_writers_with_other_bits_never_both_count(tmp_path: Path, whole: Path, monkeypatch, rounds: int) -> None:
     """Four kinds of hardware under one fingerprint: each shard is whole and from one of them."""
     monkeypatch.setattr(fcntl, "lockf", no_locks)

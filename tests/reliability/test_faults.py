@@ -83,6 +83,9 @@ OTHER_WORK = {
 }
 
 
+FINISHED = {"pack": "packed.h5", "drop": "dropped/shard-00003.json", "save": "saved/shard-00000.json"}
+
+
 @pytest.mark.parametrize("work", OTHER_WORK)
 def test_packing_dropping_and_saving_fail_typed_and_recover(tmp_path: Path, work: str) -> None:
     made = tmp_path / "made"
@@ -97,10 +100,32 @@ def test_packing_dropping_and_saving_fail_typed_and_recover(tmp_path: Path, work
         status = in_child(with_disk(failing, lambda out=out: run(made, out)))
         assert os.WIFEXITED(status)
         assert os.WEXITSTATUS(status) in (0, REFUSED)
-        finished = {"pack": "packed.h5", "drop": "dropped/shard-00003.json", "save": "saved/shard-00000.json"}[work]
-        if not (out / finished).exists():
+        if not (out / FINISHED[work]).exists():
             run(made, out)
-        assert embedcache.verify_store(out / finished.split("/")[0]) == []
+        assert embedcache.verify_store(out / FINISHED[work].split("/")[0]) == []
+
+
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("work", OTHER_WORK)
+def test_packing_dropping_and_saving_go_on_after_a_kill(tmp_path: Path, work: str, every: int) -> None:
+    made, whole = tmp_path / "made", tmp_path / "whole"
+    extract(made)
+    whole.mkdir()
+    n_calls = count_calls(lambda: OTHER_WORK[work](made, whole))
+    for at in range(0, n_calls, every):
+        for after in (False, True):
+            out = tmp_path / f"{at}{after}"
+            out.mkdir()
+            killing = Killing(at, after=after)
+            assert os.WIFSIGNALED(in_child(with_disk(killing, lambda out=out: OTHER_WORK[work](made, out))))
+            if not (out / FINISHED[work]).exists():
+                OTHER_WORK[work](made, out)
+            for name in ("packed.h5", "dropped", "saved"):
+                if (whole / name).is_dir():
+                    left = {k: v for k, v in tree(out / name).items() if not k.endswith(".tmp")}
+                    assert left == tree(whole / name)
+                elif (whole / name).is_file():
+                    assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 FILL = """

@@ -138,6 +138,7 @@ def test_every_input_bad_still_makes_a_store(make_manifest, image_encoder, tmp_p
         (lambda e: np.where(np.arange(len(e))[:, None] == 1, np.nan, e), "not-finite"),
         (lambda e: np.where(np.arange(len(e))[:, None] == 1, 1e6, e) + np.arange(e.shape[1]), "overflow"),
         (lambda e: np.where(np.arange(len(e))[:, None] == 1, 0.0, e), "constant"),
+        (lambda e: np.where(np.arange(len(e))[:, None] == 1, e * 1e-12, e), "zero"),
     ],
 )
 def test_values_unfit_to_keep_become_failures(make_manifest, image_encoder, tmp_path: Path, spoil, reason) -> None:
@@ -186,6 +187,26 @@ def test_changed_inputs_are_refused_by_id(make_manifest, image_encoder, text_enc
     embedcache.extract(manifest, image_encoder, tmp_path / "image")
     with pytest.raises(ManifestError, match=r"1 image inputs .*'s001'"):
         embedcache.extract(manifest, image_encoder, tmp_path / "image", check_inputs=True)
+
+
+def test_a_text_that_another_extractor_encoded_differently_is_refused(
+    make_manifest, text_encoder, tmp_path: Path, monkeypatch
+) -> None:
+    """It came between our look at the store and our work: its rows are not what was asked for here."""
+    manifest = make_manifest(6)
+    frame = manifest.frame.copy()
+    frame.loc[2, "report"] = "Edited."
+    real = extract_module._published_plan
+
+    def overtaken(*arguments: object) -> Catalogue:
+        planned = real(*arguments)
+        monkeypatch.setattr(extract_module, "_published_plan", real)
+        embedcache.extract(with_frame(manifest, frame), text_encoder, tmp_path / "s")
+        return planned
+
+    monkeypatch.setattr(extract_module, "_published_plan", overtaken)
+    with pytest.raises(ManifestError, match=r"1 text inputs .* 's002'"):
+        embedcache.extract(manifest, text_encoder, tmp_path / "s")
 
 
 def test_another_encoder_is_refused(make_manifest, image_encoder, checkpoints: Path, tmp_path: Path) -> None:

@@ -43,6 +43,21 @@ def test_the_loser_with_other_bytes_leaves_the_winners(tmp_path: Path, monkeypat
     assert sorted(p.name for p in tmp_path.iterdir()) == [winner.document["file"], "shard-00000.json"]
 
 
+def test_a_name_that_a_rival_takes_away_again_is_linked_anew(tmp_path: Path, monkeypatch) -> None:
+    """A rival with the same bytes linked them first, lost to a third writer, and removed them under our eyes."""
+    real, seen = commit._link, []
+
+    def link(temporary: Path, path: Path) -> bool:
+        seen.append(path.name)
+        return False if len(seen) == 1 else real(temporary, path)
+
+    monkeypatch.setattr(commit, "_link", link)
+    ours = commit.publish_shard(tmp_path, 0, [b"bytes"], {"n": 1})
+    assert ours.won
+    assert seen[0] == seen[1] == ours.document["file"]
+    assert (tmp_path / ours.document["file"]).read_bytes() == b"bytes"
+
+
 @pytest.mark.parametrize("call", ["write", "fsync", "link"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EACCES])
 def test_a_failing_call_is_a_typed_error_and_leaves_nothing(tmp_path: Path, monkeypatch, call: str, code: int) -> None:

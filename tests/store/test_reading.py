@@ -13,11 +13,14 @@ from test_store import document, mapped_file, rows, write_shards
 
 import embedcache
 from embedcache.errors import MissingIdsError, NoTokensError, StoreFormatError
+from embedcache.fingerprint import digest_file
+from embedcache.store import source
 from embedcache.store.catalogue import open_or_create
 from embedcache.store.commit import publish_shard
 from embedcache.store.id_index import IdIndex, key_array
 from embedcache.store.layout import Layout, TokenLayout
 from embedcache.store.mapping import map_file
+from embedcache.store.save import write_store
 from embedcache.store.shard import ShardImage, ShardRows, shard_facts
 from embedcache.store.values import from_stored, to_stored
 
@@ -28,9 +31,8 @@ def write_token_shards(
     """A store of several shards with tokens; gives what its readers must get: embeddings and tokens by row."""
     rng = np.random.default_rng(0)
     store_layout = Layout(dtype, 8, tokens=TokenLayout(6, None if ragged else 3))
-    catalogue = open_or_create(path, document(store_layout))
-    all_embeddings, all_tokens, start = [], [], 0
-    for number, n in enumerate(counts):
+    all_embeddings, all_tokens, shards, start = [], [], [], 0
+    for n in counts:
         codes, scales = to_stored(rng.normal(size=(n, 8)), dtype)
         lengths = [(start + k) % 4 if ragged else 3 for k in range(n)]
         token_codes, token_scales = to_stored(rng.normal(size=(sum(lengths), 6)), dtype)
@@ -38,19 +40,21 @@ def write_token_shards(
         all_tokens += np.split(values, np.cumsum(lengths)[:-1]) if n else []
         all_embeddings.append(from_stored(codes, dtype, scales))
         shape = (n, 3) if not ragged else (sum(lengths),)
-        shard = ShardRows(
-            [f"i{start + k}" for k in range(n)],
-            np.zeros(n, np.uint16),
-            codes,
-            np.zeros((n, 16), np.uint8),
-            [],
-            scales,
-            token_codes.reshape(*shape, 6),
-            np.cumsum([0, *lengths]) if ragged else None,
-            None if token_scales is None else token_scales.reshape(shape),
+        shards.append(
+            ShardRows(
+                [f"i{start + k}" for k in range(n)],
+                np.zeros(n, np.uint16),
+                codes,
+                np.zeros((n, 16), np.uint8),
+                [],
+                scales,
+                token_codes.reshape(*shape, 6),
+                np.cumsum([0, *lengths]) if ragged else None,
+                None if token_scales is None else token_scales.reshape(shape),
+            )
         )
-        publish_shard(path, number, ShardImage(shard, catalogue.document), shard_facts(catalogue.document, shard))
         start += n
+    write_store(path, document(store_layout), shards, batch_size=4)
     return np.concatenate(all_embeddings), all_tokens
 
 
@@ -241,3 +245,119 @@ def test_an_id_that_is_no_text_is_a_typed_error(tmp_path: Path) -> None:
     store._keys[0] = b"\xff\xfe"
     with pytest.raises(StoreFormatError, match="an id is not UTF-8"):
         _ = store.ids
+
+
+# what is easily forgotten: no rows, no tokens, odd numbers
+
+
+def test_no_rows_may_be_asked_of_many_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path / "s", [(["a", "b"], []), (["c"], [])])
+    store = embedcache.open_store(tmp_path / "s")
+    assert store.gather([]).shape == (0, 8)
+    assert store.__getitems__([]) == []
+    assert store.rows([]).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_tokens_of_no_rows_and_rows_of_no_tokens(tmp_path: Path, dtype: str) -> None:
+    none = embedcache.save_store(tmp_path / "none", [], np.empty((0, 8)), tokens=np.empty((0, 3, 6)), store_dtype=dtype)
+    assert none.tokens.shape == (0, 3, 6)
+    empty = [np.empty((0, 6))] * 2
+    empty = embedcache.save_store(tmp_path / "empty", ["a", "b"], rows(2), tokens=empty, store_dtype=dtype)
+    assert [t.shape for t in empty.tokens[:]] == [(0, 6), (0, 6)]
+    for name in ("none", "empty"):
+        assert embedcache.verify_store(tmp_path / name) == []
+        packed = embedcache.pack_store(tmp_path / name, tmp_path / f"{name}.h5")
+        assert len(packed.tokens) == len(packed)
+
+
+def test_a_store_without_a_counted_shard_packs_and_drops(tmp_path: Path) -> None:
+    made = embedcache.save_store(tmp_path / "s", ["a"], rows(1), tokens=[np.ones((2, 6))], store_dtype="int8")
+    next((tmp_path / "s").glob("shard-*.json")).unlink()
+    store = embedcache.open_store(tmp_path / "s")
+    assert (len(store), store.n_pending_shards) == (0, 1)
+    packed = embedcache.pack_store(tmp_path / "s", tmp_path / "s.h5")
+    assert (len(packed), packed.fingerprint) == (0, made.fingerprint)
+
+
+NANS = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001, 0xFF800001], np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("nan", NANS, ids=[hex(k) for k in NANS.view(np.uint32)])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_no_nan_becomes_a_number(tmp_path: Path, dtype: str, nan: np.float32) -> None:
+    values = np.array([[1, nan, 1, 1]], np.float32)
+    assert not np.isfinite(from_stored(*_with_dtype(to_stored(values, dtype), dtype))).all()
+    with pytest.raises(ValueError, match="1 rows are not finite"):
+        embedcache.save_store(tmp_path / "s", ["a"], values, store_dtype=dtype)
+    with pytest.raises(ValueError, match="1 rows are not finite"):
+        embedcache.save_store(tmp_path / "s", ["a"], rows(1), tokens=values[None], store_dtype=dtype)
+
+
+def _with_dtype(stored: tuple[np.ndarray, np.ndarray | None], dtype: str) -> tuple:
+    return stored[0], dtype, stored[1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "values", "message"),
+    [
+        (["a", None], rows(2), "id 1 is None, a NoneType, expected str"),
+        ([1.0, "a"], rows(2), "id 0 is 1.0, a float, expected str"),
+        ([b"a", "b"], rows(2), "a bytes, expected str"),
+        (["a", "b"], rows(2).astype(complex), "embeddings of dtype complex128, expected real numbers"),
+        (["a", "b"], np.ma.masked_array(rows(2), rows(2) > 0), "masked values"),
+        (["a", "b"], np.array([["x"], ["y"]]), "of dtype <U1"),
+        (["a", "b"], np.array([[object()], [None]]), "of dtype object"),
+        (["a", "b"], np.zeros((2, 1), "M8[s]"), "of dtype datetime64"),
+    ],
+)
+def test_what_is_no_id_or_no_number_is_not_made_one(tmp_path: Path, ids, values, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        embedcache.save_store(tmp_path / "s", ids, values)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_restricted_store_stays_so_when_pickled(tmp_path: Path) -> None:
+    written = write_shards(tmp_path / "s", [(["a", "b"], []), (["c"], [])])
+    store = embedcache.open_store(tmp_path / "s")
+    seen = pickle.loads(pickle.dumps(store.restricted(np.array([False, True, True]))))  # noqa: S301
+    assert seen.ids == ["b", "c"]
+    np.testing.assert_array_equal(seen.embeddings, written[1:])
+    parts = [pickle.loads(pickle.dumps(part)).ids for part in store.by_shard()]  # noqa: S301
+    assert parts == [["a", "b"], ["c"]]
+
+
+def test_a_scale_that_is_no_number_is_found(tmp_path: Path) -> None:
+    """A foreign writer's fault: the digests fit."""
+    values, scales = to_stored(rows(2), "int8")
+    made = document(Layout("int8", 8))
+    shard = ShardRows(
+        ["a", "b"], np.zeros(2, np.uint16), values, np.zeros((2, 16), np.uint8), [], scales * np.float32(np.nan)
+    )
+    write_store(tmp_path / "s", made, [shard], batch_size=2)
+    (problem,) = embedcache.verify_store(tmp_path / "s")
+    assert "/scales holds a number that is not finite" in problem.message
+
+
+def test_rows_that_do_not_fit_their_layout_are_not_written(tmp_path: Path) -> None:
+    shard = ShardRows(["a"], np.zeros(1, np.uint16), rows(1).astype(np.int8), np.zeros((1, 16), np.uint8), [])
+    with pytest.raises(StoreFormatError, match="but the layout has"):
+        write_store(tmp_path / "s", document(Layout("int8", 8)), [shard], batch_size=1)
+    assert not list((tmp_path / "s").glob("*.h5"))
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_beside_others(tmp_path: Path, monkeypatch) -> None:
+    write_shards(tmp_path / "s", [(["a"], []), (["b"], [])])
+    bad = sorted((tmp_path / "s").glob("*.h5"))[0]
+
+    def bad_sector(path: Path, *, skip: int = 0) -> str:
+        if path == bad:
+            raise OSError(5, "Input/output error")
+        return digest_file(path, skip=skip)
+
+    monkeypatch.setattr(source, "digest_file", bad_sector)
+    (problem,) = embedcache.verify_store(tmp_path / "s")
+    assert problem.shard == bad.name
+    assert "cannot be read (Input/output error)" in problem.message
+    with pytest.raises(StoreFormatError, match="cannot be read"):
+        embedcache.open_store(tmp_path / "s", verify="digest")

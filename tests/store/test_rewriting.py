@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,52 @@ def test_without_its_last_plan_a_store_still_grows_and_no_number_is_taken_twice(
     after = embedcache.open_store(tmp_path / "s", verify="digest")
     assert sorted(after.ids) == sorted(manifest.frame["id"])
     np.testing.assert_array_equal(after.gather(after.rows(before.ids)), before.embeddings)
+
+
+def test_repair_converges_when_a_store_grew_after_it_lost_its_last_plan(
+    make_manifest, image_encoder, tmp_path: Path
+) -> None:
+    manifest = make_manifest(16)
+    for n in (4, 8, 16):
+        part = embedcache.Manifest(manifest.frame.iloc[:n], name="squares", root=manifest.root)
+        if n == 16:
+            (tmp_path / "s" / "plan-00001.json").unlink()
+        embedcache.extract(part, image_encoder, tmp_path / "s", shard_rows=3)
+    assert [p.kind for p in embedcache.verify_store(tmp_path / "s")] == ["missing"]
+    assert embedcache.repair_store(tmp_path / "s").restored == ("plan-00002.json",)
+    assert embedcache.verify_store(tmp_path / "s") == []
+    assert embedcache.repair_store(tmp_path / "s").restored == ()
+    assert embedcache.extract(manifest, image_encoder, tmp_path / "s").n_present == 16
+
+
+def test_what_a_killed_pack_save_or_export_left_is_swept(tmp_path: Path) -> None:
+    """A temporary of a process that is dead, beside other people's files."""
+    from embedcache.store import commit
+    from embedcache.store.exchange import export_store
+
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    write_shards(tmp_path / "s", PARTS)
+
+    def leave(path: Path) -> Path:
+        left = commit.temporary_name(path)
+        left = left.with_name(left.name.replace(f".{os.getpid()}.", f".{child}."))
+        left.write_bytes(b"")
+        return left
+
+    names = ["s.h5", "s.parquet", "other.h5"]
+    left = {name: leave(tmp_path / name) for name in names}
+    embedcache.pack_store(tmp_path / "s", tmp_path / "s.h5")
+    export_store(tmp_path / "s", tmp_path / "s.parquet")
+    assert [left[name].exists() for name in names] == [False, False, True]
+    (tmp_path / "new").mkdir()
+    inside = leave(tmp_path / "new" / "shard-00000.h5")
+    embedcache.save_store(tmp_path / "new", ["a"], rows(1))
+    assert not inside.exists()
+    (tmp_path / "e.ids.json").write_bytes(b'["a", "c", "b", "x", "d"]')  # of an export that was killed before its rows
+    assert [p.name for p in export_store(tmp_path / "s", tmp_path / "e.npy")] == ["e.npy", "e.ids.json"]
 
 
 def test_repair_sets_rivals_bytes_aside(tmp_path: Path) -> None:

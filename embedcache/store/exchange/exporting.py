@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -91,8 +90,9 @@ def _npy(store: Store, out: Path) -> list[Path]:
     ids_path = out.with_name(f"{out.name.removesuffix(out.suffix)}.ids.json")
     dtype = np.dtype("<f2" if store.layout.dtype == "float16" else "<f4")
     header = {"descr": dtype.str, "fortran_order": False, "shape": (len(store), store.layout.dim)}
-    if not commit.publish(ids_path, json.dumps(store.ids, ensure_ascii=False).encode()):
-        raise _taken(ids_path)
+    ids = json.dumps(store.ids, ensure_ascii=False).encode()
+    if not commit.publish(ids_path, ids) and (out.exists() or ids_path.read_bytes() != ids):
+        raise _taken(ids_path)  # else a call that was killed has left it
     try:
         with _placed(out) as handle:
             np.lib.format.write_array_header_1_0(handle, header)
@@ -152,7 +152,8 @@ def _placed(path: Path) -> Iterator[IO[bytes]]:
     """A file written aside, which gets its name when it is whole and on disk, and only if nothing has the name."""
     if path.exists():
         raise _taken(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp"
+    commit.sweep(path.parent, of=path.name)
+    temporary = commit.temporary_name(path)
     try:
         with os.fdopen(commit.disk.create(temporary), "wb") as handle:
             yield handle

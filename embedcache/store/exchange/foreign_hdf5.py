@@ -10,6 +10,7 @@ Shape notation: n rows, d embedding width.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ import numpy as np
 
 from embedcache.errors import EmbedCacheError, ImportFormatError, some_ids
 from embedcache.store.exchange.id_files import decoded
-from embedcache.store.exchange.source import a_file
+from embedcache.store.exchange.source import FLOAT_BYTES, a_file
 from embedcache.store.gate import without_plugins
 
 Holds = Literal["floats", "whole numbers", "text"]
@@ -31,7 +32,6 @@ _FILTERS = {
     h5py.h5z.FILTER_LZF: "lzf",
 }
 _MOST_RATIO = 1100  # deflate cannot make a megabyte smaller than about 1,000 bytes
-_FLOAT_BYTES = (2, 4, 8)
 _BLOCK_BYTES = 8 * 2**20
 
 
@@ -129,6 +129,11 @@ def looked_over(file: h5py.File, path: Path, name: str, holds: Holds) -> h5py.Da
             f"claims {n_bytes} bytes in shape {dataset.shape} and has {stored} in the file",
             "rows that were all written",
         )
+    if dataset.chunks is not None:
+        wanted = math.prod(-(-n // step) for n, step in zip(dataset.shape, dataset.chunks, strict=True))
+        there = dataset.id.get_num_chunks()
+        if there != wanted:
+            raise refuse(f"has {there} of its {wanted} chunks", "rows that were all written")
     return dataset
 
 
@@ -147,4 +152,4 @@ def text_of(dataset: h5py.Dataset, path: Path) -> list[str]:
 def _is(dtype: Any, holds: Holds) -> bool:
     if holds == "text":
         return h5py.check_string_dtype(dtype) is not None
-    return dtype.kind == "f" and dtype.itemsize in _FLOAT_BYTES if holds == "floats" else dtype.kind in "iu"
+    return dtype.kind == "f" and dtype.itemsize in FLOAT_BYTES if holds == "floats" else dtype.kind in "iu"

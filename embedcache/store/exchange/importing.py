@@ -6,6 +6,8 @@ Shape notation: n rows, d embedding width.
 from __future__ import annotations
 
 import importlib
+import lzma
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,11 @@ _SUFFIXES = {
     ".pt": "fusemix",
     ".tfrecord": "physionet",
 }
+# what readers and the libraries beneath them raise on bytes that nobody foresaw
+_UNREADABLE = (
+    ValueError, TypeError, LookupError, ArithmeticError, SystemError, RuntimeError, MemoryError, EOFError, OSError,
+    lzma.LZMAError, zlib.error,
+)  # fmt: skip
 _HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
@@ -113,15 +120,18 @@ def import_store(
         raise ImportFormatError(f"{source}: nothing there, expected embeddings made elsewhere; check the path")
     kind = kind or detect_kind(source, asked)
     _check_options(kind, asked)
-    found = IMPORT_KINDS[kind].read(source, asked)
-    dtype = store_dtype or found.stored
     try:
+        found = IMPORT_KINDS[kind].read(source, asked)
         record = _record(kind, source, note, found)
+        dtype = store_dtype or found.stored
         return save_store(out, found.ids, found.embeddings, record=record, modality=modality, store_dtype=dtype)
     except EmbedCacheError:
         raise
-    except ValueError as error:
-        raise ImportFormatError(f"{source}: {error}") from error
+    except _UNREADABLE as error:
+        raise ImportFormatError(
+            f"{source}: cannot be read as {kind} ({type(error).__name__}: {error}): damaged, cut short, or not of that "
+            "kind; write it again, or name another --kind"
+        ) from error
 
 
 def detect_kind(source: Path, asked: Asked) -> str:

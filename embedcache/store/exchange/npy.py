@@ -16,6 +16,8 @@ from embedcache.store.exchange.id_files import read_ids
 from embedcache.store.exchange.source import Asked, Found, a_file, check_counts, check_float, check_ids
 from embedcache.store.mapping import map_file
 
+_MOST_AXES = 3  # rows, or rows of one row
+
 
 def read(source: Path, asked: Asked) -> Found:
     """Rows of a `.npy`, ids of the file that the caller names.
@@ -66,10 +68,12 @@ def npy_header(handle: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np
     """
     try:
         version = np.lib.format.read_magic(handle)
-        if version == (1, 0):
-            return np.lib.format.read_array_header_1_0(handle)
-        if version == (2, 0):
-            return np.lib.format.read_array_header_2_0(handle)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version in readers:
+            shape, is_fortran, dtype = readers[version](handle)
+            if len(shape) > _MOST_AXES or any(type(k) is not int or k < 0 for k in shape):
+                raise ValueError(f"shape {shape}")
+            return shape, is_fortran, dtype
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ImportFormatError(f"{where}: not a readable .npy ({error}); save it again with numpy.save") from error
     raise ImportFormatError(f"{where}: .npy of version {version}, expected 1.0 or 2.0: rows of plain numbers")

@@ -25,6 +25,7 @@ MOST_HEADER = 100_000_000  # bytes, as the format has it
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _BYTES_DTYPES = {"U8": "|u1"}
 _BLOCK_ROWS = 4096
+_MOST_AXES = 3
 
 
 def read(source: Path, asked: Asked) -> Found:
@@ -72,8 +73,10 @@ def _tensor(
     """A tensor, mapped, and the name of its dtype."""
     try:
         entry = header[name]
-        found, shape = str(entry["dtype"]), tuple(int(k) for k in entry["shape"])
-        start, stop = (int(k) for k in entry["data_offsets"])
+        found, shape = str(entry["dtype"]), tuple(entry["shape"])
+        start, stop = entry["data_offsets"]
+        if len(shape) > _MOST_AXES or any(type(k) is not int or k < 0 for k in (*shape, start, stop)):
+            raise ValueError("impossible shape or offsets")
     except (LookupError, TypeError, ValueError) as error:
         raise ImportFormatError(
             f"{source}: no usable tensor {name!r} among {some_ids(header)}, expected {EMBEDDINGS!r} and "
@@ -84,7 +87,7 @@ def _tensor(
         raise ImportFormatError(f"{source}: {name!r} of {found}, expected {' or '.join(dtypes)}; convert and save it")
     dtype = np.dtype(dtypes[found])
     n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if min(shape, default=0) < 0 or not 0 <= start <= stop <= len(data) or stop - start != n_bytes:
+    if not 0 <= start <= stop <= len(data) or stop - start != n_bytes:
         raise ImportFormatError(
             f"{source}: {name!r} of shape {shape} at bytes {start} to {stop} of {len(data)}, expected {n_bytes} bytes "
             "in the file: cut short; write it again"

@@ -23,7 +23,7 @@ from embedcache.store.shard import Rows, byte_view
 
 _MOST_LISTED = 100  # files named one by one in a record
 _CHUNK_BYTES = 8 * 2**20
-_FLOAT_BYTES = (2, 4, 8)
+FLOAT_BYTES = (2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def check_float(dtype: np.dtype, where: str) -> None:
         raise ImportFormatError(
             f"{where}: holds pickled Python objects, which are never read; save it again with .astype('float32')"
         )
-    if dtype.kind != "f" or dtype.itemsize not in _FLOAT_BYTES:
+    if dtype.kind != "f" or dtype.itemsize not in FLOAT_BYTES:
         raise ImportFormatError(f"{where}: dtype {dtype}, expected float16, float32 or float64; convert it and save")
 
 
