@@ -44,3 +44,18 @@ def test_arrays_differ_by_dtype_shape_content_and_order() -> None:
     }
     assert len(digests) == 6
     assert digest_arrays([("float32", a)]) == digest_arrays([("float32", a.copy())])
+
+
+def test_canonical_json_is_as_the_format_page_says() -> None:
+    """`cache/README.md` gives the rules, so that other languages can compare digests."""
+    value = {
+        "b": [1, 1.0, 0.5, 1e-5, 1e16, 1e15, 123456789.125, 0.1],
+        "a": 'é"\\\b\f\n\r\t\x1f\x7f/',
+        "A": None,
+        "é": True,
+    }
+    expected = (
+        '{"A":null,"a":"é\\"\\\\\\b\\f\\n\\r\\t\\u001f\x7f/",'
+        '"b":[1,1.0,0.5,1e-05,1e+16,1000000000000000.0,123456789.125,0.1],"é":true}'
+    )
+    assert canonical_json(value) == expected.encode()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,19 +12,17 @@ from typing import Any
 
 import numpy as np
 
-import embedcache
 from embedcache.errors import StoreFormatError
 from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue, read_plan
 from embedcache.store.gate import Shard, open_shard
 from embedcache.store.id_index import IdIndex, key_array, surely_distinct
+from embedcache.store.isolated import isolated
 from embedcache.store.shard import block_bounds, block_digests
 from embedcache.store.source import Source, check_file, find_source, open_counted, packed_document
 
 _LOCATE_TIMEOUT_S = 60.0
-_LOCATE_BYTES = 4 * 2**30  # of memory, beside twice the size of the file
-_PACKAGE = Path(embedcache.__file__).parents[1]
-_LOCATE = "import sys; sys.path.append(sys.argv[1]); from embedcache.store.verify import main; main(*sys.argv[2:])"
+_LOCATE = "embedcache.store.verify:locate_damage"
 
 
 @dataclass(frozen=True)
@@ -165,37 +159,23 @@ def _damage(file: Path, user_block: int, planned: tuple[str, ...]) -> tuple[tupl
     HDF5 has to parse a damaged file for that, so another process does it.
     """
     try:
-        done = subprocess.run(
-            # -P: the current directory, which may be a stranger's, is no place to import from
-            [sys.executable, "-P", "-c", _LOCATE, str(_PACKAGE), str(file.absolute()), str(user_block)],
-            capture_output=True,
-            timeout=_LOCATE_TIMEOUT_S,
-            check=True,
-        )
-        blocks, ids = json.loads(done.stdout)
-    except (subprocess.SubprocessError, ValueError):
+        blocks, ids = isolated(_LOCATE, file, str(user_block), timeout_s=_LOCATE_TIMEOUT_S)
+    except ChildProcessError:
         return planned, "the damage reaches beyond the rows: none of them can be trusted"
     if not blocks:
         return planned, "every block of rows is sound: the damage is in ids, digests or metadata"
     return tuple(ids), f"blocks {', '.join(map(str, blocks[:10]))}{' ...' if len(blocks) > 10 else ''} of rows differ"
 
 
-def locate_damage(file: Path, user_block: int) -> tuple[list[int], list[str]]:
+def locate_damage(file: Path, user_block: str) -> tuple[list[int], list[str]]:
     """Blocks whose digest differs, and the ids of their rows.
 
     Raises:
         StoreFormatError: damaged beyond its rows.
     """
-    shard = open_shard(file, user_block=user_block)
+    shard = open_shard(file, user_block=int(user_block))
     rows = shard.rows()
     bounds = block_bounds(len(shard), max(shard.block_rows, 1))
     found = block_digests(rows, bounds)
     blocks = np.flatnonzero((found != shard.block_digests).any(axis=1)).tolist()
     return blocks, [i for b in blocks for i in shard.ids[slice(*bounds[b])]]
-
-
-def main(file: str, user_block: str) -> None:
-    """Prints where a file is damaged, as JSON. Runs in a process of its own."""
-    limit = _LOCATE_BYTES + 2 * Path(file).stat().st_size
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    print(json.dumps(locate_damage(Path(file), int(user_block))))

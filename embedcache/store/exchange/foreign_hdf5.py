@@ -22,6 +22,7 @@ from embedcache.errors import EmbedCacheError, ImportFormatError, some_ids
 from embedcache.store.exchange.id_files import decoded
 from embedcache.store.exchange.source import FLOAT_BYTES, a_file
 from embedcache.store.gate import without_plugins
+from embedcache.store.isolated import isolated
 
 Holds = Literal["floats", "whole numbers", "text"]
 
@@ -33,6 +34,7 @@ _FILTERS = {
 }
 _MOST_RATIO = 1100  # deflate cannot make a megabyte smaller than about 1,000 bytes
 _BLOCK_BYTES = 8 * 2**20
+_TEXT_TIMEOUT_S, _TEXT_TIMEOUT_S_EACH = 20.0, 1e-4
 
 
 class ForeignRows:
@@ -140,13 +142,30 @@ def looked_over(file: h5py.File, path: Path, name: str, holds: Holds) -> h5py.Da
 def text_of(dataset: h5py.Dataset, path: Path) -> list[str]:
     """The strings of a dataset of text, (n,), of fixed or variable length.
 
+    Text of variable length is read by another process: HDF5 loops for ever on some damage to its heap.
+
     Raises:
         ImportFormatError: another rank, or bytes that are not UTF-8.
     """
     where = f"{path}: {dataset.name}"
     if dataset.ndim != 1:
         raise ImportFormatError(f"{where} has shape {dataset.shape}, expected (n,): one id for each row")
-    return decoded([bytes(value) for value in dataset[:].tolist()], lambda k: f"{where} row {k} (counted from 0)")
+    if h5py.check_string_dtype(dataset.dtype).length is not None:
+        data = [bytes(value) for value in dataset[:].tolist()]
+    else:
+        timeout_s = _TEXT_TIMEOUT_S + len(dataset) * _TEXT_TIMEOUT_S_EACH
+        try:
+            read = isolated(f"{__name__}:texts_in", path, str(dataset.name).lstrip("/"), timeout_s=timeout_s)
+        except ChildProcessError as error:
+            raise ImportFormatError(f"{where} cannot be read ({error}): damaged; write the file again") from error
+        data = [bytes.fromhex(value) for value in read]
+    return decoded(data, lambda k: f"{where} row {k} (counted from 0)")
+
+
+def texts_in(path: Path, name: str) -> list[str]:
+    """The bytes of each string of a dataset, (n,), as hexadecimal digits."""
+    with opened(path) as file:
+        return [bytes(value).hex() for value in looked_over(file, path, name, "text")[:].tolist()]
 
 
 def _is(dtype: Any, holds: Holds) -> bool:

@@ -6,6 +6,7 @@ Shape notation: n rows, d embedding width.
 from __future__ import annotations
 
 import os
+import tokenize
 from pathlib import Path
 from typing import IO
 
@@ -74,6 +75,6 @@ def npy_header(handle: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np
             if len(shape) > _MOST_AXES or any(type(k) is not int or k < 0 for k in shape):
                 raise ValueError(f"shape {shape}")
             return shape, is_fortran, dtype
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+    except (ValueError, SyntaxError, tokenize.TokenError, TypeError, LookupError, RecursionError, MemoryError) as error:
         raise ImportFormatError(f"{where}: not a readable .npy ({error}); save it again with numpy.save") from error
     raise ImportFormatError(f"{where}: .npy of version {version}, expected 1.0 or 2.0: rows of plain numbers")
