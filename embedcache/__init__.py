@@ -20,6 +20,8 @@ _PUBLIC = {
     "repair_store": "embedcache.store.repair",
     "pack_store": "embedcache.store.rewrite",
     "drop_ids": "embedcache.store.rewrite",
+    "import_store": "embedcache.store.exchange",
+    "export_store": "embedcache.store.exchange",
     "Adaptor": "embedcache.stage_two.adaptor",
     "contrastive_loss": "embedcache.stage_two.losses",
     "mask_loss": "embedcache.stage_two.losses",

@@ -100,7 +100,7 @@ class EncodersSection(_Section):
 class ExtractSection(_Section):
     """How stage one runs; see `embedcache.extract`."""
 
-    store_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
+    store_dtype: Literal["float16", "float32", "bfloat16", "int8"] = "float16"
     shard_rows: Annotated[int, Field(ge=1)] = 1024
     batch_size: Annotated[int, Field(ge=1)] = 32
     n_threads: Annotated[int, Field(ge=1)] | None = None
