@@ -91,7 +91,7 @@ def _many_shards(path: Path, keys: np.ndarray) -> Path:
     from embedcache.fingerprint import INPUT_DIGEST_BYTES
     from embedcache.store import commit, layout
     from embedcache.store.catalogue import Plan, open_or_create, publish_plan
-    from embedcache.store.shard import ShardImage, ShardRows, shard_facts
+    from embedcache.store.shard import ShardImage, ShardRows
 
     store_layout = layout.Layout("float16", _DIM)
     made = layout.store_document(
@@ -107,7 +107,7 @@ def _many_shards(path: Path, keys: np.ndarray) -> Path:
             codes = np.ones((n, _DIM), np.float16)
             shard = ShardRows(_fresh(keys[start:stop]), views, codes, digests, failures=[])
             image = ShardImage(shard, catalogue.document)
-            commit.publish_shard(path, number, image, shard_facts(catalogue.document, shard))
+            commit.publish_shard(path, number, image, image.facts)
     os.sync()
     return path
 

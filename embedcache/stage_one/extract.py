@@ -31,7 +31,7 @@ from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, PlannedShard, open_or_create, publish_plan
 from embedcache.store.claims import Claims
 from embedcache.store.layout import Layout
-from embedcache.store.shard import Failure, ShardImage, ShardRows, shard_facts
+from embedcache.store.shard import Failure, ShardImage, ShardRows
 from embedcache.store.store import Store, open_store
 from embedcache.store.values import from_stored, to_stored
 
@@ -339,7 +339,7 @@ def _commit(number: int, rows: ShardRows, catalogue: Catalogue) -> None:
     if catalogue.has_shard(number):
         return  # another extractor was faster
     image = ShardImage(rows, catalogue.document)
-    commit.publish_shard(catalogue.path, number, image, shard_facts(catalogue.document, rows))
+    commit.publish_shard(catalogue.path, number, image, image.facts)
 
 
 def _account(store: Store, ids: Sequence[str], present: set[str], seconds: float) -> ExtractReport:

@@ -26,7 +26,7 @@ from embedcache.store import layout
 from embedcache.store.id_index import key_array
 from embedcache.store.layout import Layout
 from embedcache.store.mapping import map_file
-from embedcache.store.shard import Failure, ShardRows
+from embedcache.store.shard import INDEX, Failure, ShardRows, byte_view, index_digest
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n\x03"  # superblock version 3, whose metadata carries checksums
 _DIGEST_BYTES = 32
@@ -65,6 +65,7 @@ class Shard:
         block_rows: rows to a block of `block_digests`.
         block_digests: (ceil(n / block_rows), 32) uint8.
         scales, tokens, token_offsets, token_scales: as in `ShardRows`; None where the layout has none.
+        index: the datasets of `INDEX` as they are in the file.
     """
 
     path: Path
@@ -81,6 +82,17 @@ class Shard:
     tokens: np.ndarray | None
     token_offsets: np.ndarray | None
     token_scales: np.ndarray | None
+    index: tuple[np.ndarray, ...]
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What its document must say of it, beside file, SHA-256 and size."""
+        return {
+            "fingerprint": self.record["fingerprint"],
+            "n": len(self),
+            "n_failed": len(self.failures),
+            "index_sha256": index_digest(byte_view(part) for part in self.index),
+        }
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -219,6 +231,7 @@ def _read(file: h5py.File, path: Path, size: int) -> Shard:
         tokens=arrays.get("tokens"),
         token_offsets=arrays.get("token_offsets"),
         token_scales=arrays.get("token_scales"),
+        index=tuple(arrays[name] for name in INDEX if name in arrays),
     )
 
 

@@ -16,7 +16,6 @@ from embedcache.fingerprint import digest_file
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, Plan, publish_plan, read_plan
 from embedcache.store.gate import Shard, open_shard
-from embedcache.store.shard import shard_facts
 from embedcache.store.verify import Problem, verify_store
 
 QUARANTINE = "quarantine"
@@ -94,8 +93,7 @@ class _Repair:
             files = list(self._sound_files(name.replace(".json", "-*.h5")))
             if len(files) == 1 and files[0][1].record == catalogue.document:
                 file, shard = files[0]
-                facts = shard_facts(catalogue.document, shard.rows())
-                sealed = {**facts, "file": file.name, "sha256": digest_file(file), "size": file.stat().st_size}
+                sealed = {**shard.facts, "file": file.name, "sha256": digest_file(file), "size": file.stat().st_size}
                 commit.publish(self.path / name, layout.seal(sealed))
                 self.restored.append(name)
 

@@ -15,7 +15,7 @@ from embedcache.errors import MissingIdsError, StoreWriteError, some_ids
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue
 from embedcache.store.save import write_store
-from embedcache.store.shard import ShardImage, ShardRows, shard_facts
+from embedcache.store.shard import ShardImage, ShardRows
 from embedcache.store.store import Store, open_store
 
 
@@ -94,7 +94,7 @@ def drop_ids(path: str | Path, ids: Collection[str], out: str | Path) -> DropRep
 
 def _write_packed(out: Path, rows: ShardRows, store: Store) -> None:
     image = ShardImage(rows, store.document, user_block=layout.USER_BLOCK_BYTES)
-    document = {"encoding-type": layout.PACKED_ENCODING, **shard_facts(store.document, rows)}
+    document = {"encoding-type": layout.PACKED_ENCODING, **image.facts}
     commit.make_directory(out.absolute().parent)
     commit.sweep(out.absolute().parent, of=out.name)
     commit.publish_packed(out, image, image.size, document)

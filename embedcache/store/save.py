@@ -20,7 +20,7 @@ from embedcache.ids import unusable_ids
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, Plan, open_or_create, publish_plan
 from embedcache.store.layout import Layout, TokenLayout
-from embedcache.store.shard import Rows, ShardImage, ShardRows, byte_view, shard_facts
+from embedcache.store.shard import Rows, ShardImage, ShardRows, byte_view
 from embedcache.store.store import Store, open_store
 from embedcache.store.values import from_stored, to_stored
 
@@ -122,7 +122,7 @@ def write_store(path: Path, document: dict[str, Any], shards: Sequence[ShardRows
     for number, rows in enumerate(shards):
         if not catalogue.has_shard(number):
             image = ShardImage(rows, catalogue.document)
-            commit.publish_shard(path, number, image, shard_facts(catalogue.document, rows))
+            commit.publish_shard(path, number, image, image.facts)
     return open_store(path)
 
 

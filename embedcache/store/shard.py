@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -27,6 +27,9 @@ _BLOCK_BYTES = 2**20  # ... and about how many bytes, where rows are large
 _SMALL_BYTES = 2**17  # pieces below are joined, so that a write is worth its call
 _MOST_PADDING = 64  # steps of alignment to try; a handful is enough
 
+
+# what says whose the rows are: small beside them, and so compared whenever a store is opened
+INDEX = ("record", "failures", "ids", "views", "input_digests", "token_offsets")
 
 Pieces = Callable[[], Iterator[bytes | memoryview]]
 
@@ -88,15 +91,6 @@ class ShardRows:
         return {name: (rows, offsets) for name, (rows, offsets) in parts.items() if rows is not None}
 
 
-def shard_facts(document: dict[str, Any], rows: ShardRows) -> dict[str, Any]:
-    """What a shard's document says beside its file, SHA-256 and size.
-
-    Args:
-        document: the store's.
-    """
-    return {"fingerprint": document["fingerprint"], "n": len(rows.ids), "n_failed": len(rows.failures)}
-
-
 @dataclass(frozen=True)
 class _Region:
     """A dataset of the file to be: its type, its shape, and its bytes, made when they are written."""
@@ -121,6 +115,7 @@ class ShardImage:
 
     Attributes:
         size: bytes of the whole file, the user block included.
+        facts: what the shard's document says of it beside file, SHA-256 and size.
     """
 
     def __init__(self, rows: ShardRows, store_document: dict[str, Any], *, user_block: int = 0) -> None:
@@ -140,6 +135,13 @@ class ShardImage:
         made, wanted = {region.name for region in self._regions}, layout.Layout.from_json(store_document["layout"])
         if made != wanted.datasets():
             raise StoreFormatError(f"rows for {sorted(made)}, but the layout has {sorted(wanted.datasets())}")
+        index = {r.name: r for r in self._regions if r.name in INDEX}
+        self.facts = {
+            "fingerprint": store_document["fingerprint"],
+            "n": len(rows.ids),
+            "n_failed": len(rows.failures),
+            "index_sha256": index_digest(piece for name in INDEX if name in index for piece in index[name].pieces()),
+        }
 
     def _aliases(self, region: _Region) -> bool:
         is_rows = region.name in ("embeddings", "tokens") and region.n_bytes > 0
@@ -246,6 +248,14 @@ def _hashed_pieces(part: Rows, bounds: list[tuple[int, int]], blocks: Sequence[A
             yield piece
 
     return pieces
+
+
+def index_digest(pieces: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of the bytes of the datasets of `INDEX`, one after the other, 64 hex digits."""
+    total = hashlib.sha256()
+    for piece in pieces:
+        total.update(piece)
+    return total.hexdigest()
 
 
 def byte_view(array: np.ndarray) -> memoryview:

@@ -75,15 +75,11 @@ def open_counted(source: Source, document: dict[str, Any], *, digest: bool) -> S
             f"{file}: its record has fingerprint {str(shard.record.get('fingerprint'))[:12]}..., the store "
             f"{source.document['fingerprint'][:12]}...: a shard of another store"
         )
-    facts = {
-        "fingerprint": source.document["fingerprint"],
-        "n": len(shard),
-        "n_failed": len(shard.failures),
-    }
-    said = {key: document.get(key) for key in facts}
-    if said != facts:
+    of_1_0 = {} if "index_sha256" in document else {"index_sha256": shard.facts["index_sha256"]}  # which has none
+    said = {**{key: document.get(key) for key in shard.facts}, **of_1_0}
+    if said != shard.facts:
         raise StoreFormatError(
-            f"{file}: holds {facts}, its document says {said}; run 'embedcache verify {source.path}'"
+            f"{file}: holds {shard.facts}, its document says {said}; run 'embedcache verify {source.path}'"
         )
     return shard
 

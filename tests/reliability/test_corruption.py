@@ -21,6 +21,7 @@ from workload import REFUSED, in_child
 import embedcache
 
 MEMORY = 16 * 2**30
+VALUES = ("embeddings", "scales", "tokens", "token_scales")
 DIFFERENT = 4  # exit code of a child that read other values without a word
 
 
@@ -117,7 +118,9 @@ def test_a_flipped_bit_is_found_or_changes_nothing(stores: list[Path], n_flips: 
             for verify, counted in outcomes.items():
                 result = outcome(store, sound[store], verify)
                 counted[result] += 1
-                limit = {"found", "identical"} | ({"different"} if verify == "structure" else set())
+                # without digests a number may be another one, but never whose it is
+                unverified = verify == "structure" and name.split(": ")[1] in VALUES
+                limit = {"found", "identical"} | ({"different"} if unverified else set())
                 assert result in limit, f"{name}, byte {at}, bit {bit}, verify={verify}: {result}"
     for verify, counted in outcomes.items():
         print(f"{n_flips} flips in {len(parts)} parts, verify={verify!r}: {dict(counted)}")

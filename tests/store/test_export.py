@@ -23,7 +23,7 @@ from embedcache.store import commit, layout
 from embedcache.store.catalogue import Plan, open_or_create, publish_plan
 from embedcache.store.exchange import export_store, import_store
 from embedcache.store.layout import Layout
-from embedcache.store.shard import ShardImage, ShardRows, shard_facts
+from embedcache.store.shard import ShardImage, ShardRows
 
 IDS = ["a", "NA", "007", " é\n", *(f"i{k}" for k in range(296))]
 
@@ -47,7 +47,8 @@ def two_views(path: Path) -> embedcache.store.store.Store:
     catalogue = open_or_create(path, document)
     assert publish_plan(path, 0, Plan(["a"], [0, 1], 0, 4))
     shard = ShardRows(["a", "a"], np.arange(2).astype(np.uint16), rows(2), np.zeros((2, 16), np.uint8), [])
-    commit.publish_shard(path, 0, ShardImage(shard, catalogue.document), shard_facts(catalogue.document, shard))
+    image = ShardImage(shard, catalogue.document)
+    commit.publish_shard(path, 0, image, image.facts)
     return embedcache.open_store(path)
 
 

@@ -45,8 +45,11 @@ def values(codes: np.ndarray, scales: np.ndarray | None, dtype: str) -> np.ndarr
     return codes
 
 
-def read_shard(file: h5py.File, store: dict[str, Any]) -> dict[str, Any]:
+def read_shard(file: h5py.File, store: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """Everything in a shard, and every rule of the page that a file can break."""
+    index = ("record", "failures", "ids", "views", "input_digests", "token_offsets")
+    data = b"".join(file[name][()].tobytes() for name in index if name in file)
+    assert said["index_sha256"] == hashlib.sha256(data).hexdigest()
     assert file.attrs["encoding-type"] == b"embedcache-shard"
     assert file.attrs["fingerprint"].decode() == store["fingerprint"]
     assert json.loads(file["record"][()].tobytes()) == store
@@ -94,7 +97,7 @@ def read_store(path: Path) -> dict[str, Any]:
         assert said["encoding-type"] == "embedcache-packed-store"
         assert (said["sha256"], said["size"]) == (hashlib.sha256(data[1024:]).hexdigest(), len(data))
         with h5py.File(path) as file:
-            return read_shard(file, json.loads(file["record"][()].tobytes()))
+            return read_shard(file, json.loads(file["record"][()].tobytes()), said)
     store = document((path / "store.json").read_bytes())
     fingerprinted = {"encoder": store["encoder_fingerprint"], "format": "1", "layout": store["layout"]}
     assert store["fingerprint"] == hashlib.sha256(canonical(fingerprinted)).hexdigest()
@@ -104,7 +107,7 @@ def read_store(path: Path) -> dict[str, Any]:
     assert (hashlib.sha256(data).hexdigest(), len(data)) == (said["sha256"], said["size"])
     assert said["file"] == f"shard-00000-{said['sha256'][:12]}.h5"
     with h5py.File(file_path) as file:
-        return read_shard(file, store)
+        return read_shard(file, store, said)
 
 
 def make(path: Path, dtype: str, kind: str, n: int = 300) -> embedcache.store.store.Store:

@@ -21,7 +21,7 @@ from embedcache.store.id_index import IdIndex, key_array
 from embedcache.store.layout import Layout, TokenLayout
 from embedcache.store.mapping import map_file
 from embedcache.store.save import write_store
-from embedcache.store.shard import ShardImage, ShardRows, shard_facts
+from embedcache.store.shard import ShardImage, ShardRows
 from embedcache.store.values import from_stored, to_stored
 
 
@@ -215,7 +215,7 @@ def test_a_pickled_store_opens_the_shards_it_had(tmp_path: Path) -> None:
     catalogue = open_or_create(tmp_path / "s", document(Layout("float32", 8)))
     shard = ShardRows(["a"], np.zeros(1, np.uint16), rows(1, seed=9), np.zeros((1, 16), np.uint8), [])
     image = ShardImage(shard, catalogue.document)
-    publish_shard(tmp_path / "s", 2, image, shard_facts(catalogue.document, shard))
+    publish_shard(tmp_path / "s", 2, image, image.facts)
     assert pickle.loads(pickled).ids == ["a", "b"]  # noqa: S301  # written above
     assert embedcache.open_store(tmp_path / "s").ids == ["b", "a"]
 

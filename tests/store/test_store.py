@@ -16,7 +16,7 @@ from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue, Plan, open_or_create, publish_plan
 from embedcache.store.commit import publish_shard
 from embedcache.store.layout import Layout
-from embedcache.store.shard import Failure, ShardImage, ShardRows, shard_facts
+from embedcache.store.shard import Failure, ShardImage, ShardRows
 
 
 def rows(n: int, d: int = 8, seed: int = 0) -> np.ndarray:
@@ -44,8 +44,8 @@ def write_shards(path: Path, parts: list[tuple[list[str], list[str]]], d: int = 
             np.ones((len(embedded), 16), np.uint8),
             [Failure(i, "truncated", "cut short") for i in failed],
         )
-        facts = shard_facts(catalogue.document, shard)
-        publish_shard(path, number, ShardImage(shard, catalogue.document), facts)
+        image = ShardImage(shard, catalogue.document)
+        publish_shard(path, number, image, image.facts)
         written.append(codes)
     return np.concatenate(written)
 
