@@ -225,7 +225,11 @@ def _listed(listed: str) -> list[str]:
     from embedcache.store.exchange.id_files import read_ids
 
     path = Path(listed)
-    return read_ids(path)[0] if path.is_file() else [i for i in listed.split(",") if i]
+    try:
+        is_file = path.is_file()
+    except OSError:  # a list too long for a name
+        is_file = False
+    return [i for i in (read_ids(path)[0] if is_file else listed.split(",")) if i]
 
 
 def _counted(ids: Iterable[str]) -> str:

@@ -54,7 +54,7 @@ class Prepared:
 
     Args:
         inputs: what the model takes, without a batch axis.
-        digest: 16 bytes of the SHA-256 of the input.
+        digest: 16 bytes of the SHA-256 of the input: of the image file, or of the cleaned report in UTF-8.
         n_tokens: length of a tokenised text, for bucketing; 0 for images.
     """
 

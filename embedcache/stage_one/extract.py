@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -230,7 +231,7 @@ def _run(
     def jobs() -> Iterator[Job]:
         for shard in work:
             # asked again under the claim: whoever held it before may have published the shard
-            if claims is None or (claims.claim(shard.number) and not catalogue.has_shard(shard.number)):
+            if (claims is None or claims.claim(shard.number)) and not catalogue.has_shard(shard.number):
                 claimed.append(shard)
                 yield from (samples[i] for i in shard.ids)
 
@@ -239,13 +240,13 @@ def _run(
     unwritten: deque[Future[None]] = deque()
     n_done = n_failed = 0
     total = sum(len(shard.ids) for shard in work)
-    with (
-        ThreadPoolExecutor(1) as writer,
-        Progress(f"encoding into {catalogue.path}", total=total, unit=unit) as progress,
-    ):
+    progress = Progress(f"encoding into {catalogue.path}", total=total, unit=unit)
+    with ThreadPoolExecutor(1) as writer, ExitStack() as shown:
         try:
             for first in stream:  # the first outcome of a shard: by then it stands in `claimed`
                 shard = claimed.popleft()
+                if not n_done:  # nothing is shown while others have everything in hand
+                    shown.enter_context(progress)
                 embeddings, outcomes = encode(shard, chain([first], stream), encoder, progress)
                 rows = _shard_rows(shard, embeddings, outcomes, catalogue.layout)
                 if len(unwritten) == _UNWRITTEN_SHARDS:

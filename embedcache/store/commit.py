@@ -55,6 +55,9 @@ class Disk:
     def unlink(self, path: Path) -> None:
         path.unlink()
 
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
     def mkdir(self, path: Path) -> None:
         path.mkdir(mode=0o700)
 
@@ -183,10 +186,16 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def set_aside(path: Path, folder: Path) -> Path:
-    """Moves a published file out of the way, into `folder`; gives its place there."""
+    """Moves a published file, or whatever else has its name, out of the way into `folder`; gives its place there."""
     make_directory(folder)
     for k in range(10_000):
         target = folder / (f"{path.name}.{k}" if k else path.name)
+        if os.path.lexists(target):
+            continue
+        if not stat.S_ISREG(path.lstat().st_mode):  # a directory or a link: there are no bytes to lose by a rename
+            disk.rename(path, target)
+            _sync(path.parent)
+            return target
         if _link(path, target):
             _sync(folder)
             try:
@@ -311,7 +320,8 @@ def _is_same(file: Path, written: _Written) -> bool:
         StoreFormatError: other bytes, on which nothing is built.
     """
     try:
-        same = file.stat().st_size == written.size and digest_file(file) == written.sha256
+        found = file.lstat()
+        same = stat.S_ISREG(found.st_mode) and found.st_size == written.size and digest_file(file) == written.sha256
     except FileNotFoundError:
         return False
     if not same:

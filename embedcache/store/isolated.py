@@ -41,13 +41,17 @@ def isolated(work: str, file: Path, *arguments: str, timeout_s: float) -> Any:
         raise ChildProcessError(done.stderr.decode("utf-8", "replace").strip())
     if done.returncode:
         raise ChildProcessError(f"reading it ended with exit code {done.returncode}")
-    return json.loads(done.stdout)
+    try:
+        return json.loads(done.stdout)
+    except ValueError as error:
+        raise ChildProcessError(f"reading it gave {done.stdout[:80]!r}") from error
 
 
 def main(work: str, file: str, *arguments: str) -> None:
     """The other process."""
-    limit = _MEMORY_BYTES + 2 * Path(file).stat().st_size
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    wanted, hard = _MEMORY_BYTES + 2 * Path(file).stat().st_size, resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     module, _, name = work.partition(":")
     try:
         result = getattr(importlib.import_module(module), name)(Path(file), *arguments)

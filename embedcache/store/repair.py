@@ -7,8 +7,11 @@ counts as not yet computed, so that the next extraction computes exactly that on
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import os
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from embedcache.errors import RepairError, StoreFormatError, StoreNotFoundError
@@ -16,7 +19,7 @@ from embedcache.fingerprint import digest_file
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, Plan, publish_plan, read_plan
 from embedcache.store.gate import Shard, open_shard
-from embedcache.store.verify import Problem, verify_store
+from embedcache.store.verify import Problem, unplanned_shards, verify_store
 
 QUARANTINE = "quarantine"
 
@@ -73,8 +76,8 @@ class _Repair:
         """Writes `store.json` anew from the record that every shard carries."""
         for _, shard in self._sound_files():
             self._set_aside(layout.STORE_NAME)
-            commit.publish(self.path / layout.STORE_NAME, layout.seal(shard.record))
-            self.restored.append(layout.STORE_NAME)
+            published = commit.publish(self.path / layout.STORE_NAME, layout.seal(shard.record))
+            self._restored(layout.STORE_NAME, published)
             return
         raise RepairError(
             f"{self.path}: {layout.STORE_NAME} is damaged and no sound shard is left to write it from; extract into "
@@ -94,8 +97,7 @@ class _Repair:
             if len(files) == 1 and files[0][1].record == catalogue.document:
                 file, shard = files[0]
                 sealed = {**shard.facts, "file": file.name, "sha256": digest_file(file), "size": file.stat().st_size}
-                commit.publish(self.path / name, layout.seal(sealed))
-                self.restored.append(name)
+                self._restored(name, commit.publish(self.path / name, layout.seal(sealed)))
 
     def plans(self, problems: dict[str, Problem]) -> None:
         """Writes lost plans anew as far as their sound shards tell; ids of the others will be planned again."""
@@ -103,21 +105,23 @@ class _Repair:
         for number in [k for k in range(catalogue.n_plans) if layout.plan_name(k) in problems]:
             self._set_aside(layout.plan_name(number))
             self._publish_plan(number, self._range_of(number, catalogue), catalogue)
-        planned = {shard.number for k in range(catalogue.n_plans) for shard in self._plan(k).shards()}
-        unplanned = [number for number in catalogue.shards if number not in planned]
-        if unplanned:  # theirs was the last plan; since then others may have followed
-            self._publish_plan(catalogue.n_plans, range(unplanned[0], unplanned[-1] + 1), catalogue, set(planned))
+        shards = (shard for k in range(catalogue.n_plans) for shard in self._plan(k).shards())
+        unplanned = unplanned_shards(catalogue, {shard.number for shard in shards if shard.ids})
+        # theirs were the last plans at some time; since then others may have followed
+        starts = [k for k, number in enumerate(unplanned) if not k or unplanned[k - 1] != number - 1]
+        for k, (start, stop) in enumerate(pairwise([*starts, len(unplanned)])):
+            run = range(unplanned[start], unplanned[stop - 1] + 1)
+            self._publish_plan(catalogue.n_plans + k, run, catalogue)
 
-    def _publish_plan(self, number: int, shards: range, catalogue: Catalogue, elsewhere: Collection[int] = ()) -> None:
+    def _publish_plan(self, number: int, shards: range, catalogue: Catalogue) -> None:
         ids, bounds = [], [0]
         for shard_number in shards:
             document = catalogue.shards.get(shard_number)
-            if document is not None and shard_number not in elsewhere:
+            if document is not None:
                 shard = open_shard(self.path / document["file"])
                 ids += [*dict.fromkeys(shard.ids), *(f.id for f in shard.failures)]
             bounds.append(len(ids))
-        publish_plan(self.path, number, Plan(ids, bounds, shards.start, 1))
-        self.restored.append(layout.plan_name(number))
+        self._restored(layout.plan_name(number), publish_plan(self.path, number, Plan(ids, bounds, shards.start, 1)))
 
     def loose_files(self) -> None:
         """Sets aside shard files that no document names: a rival's bytes, or bytes that their name does not give."""
@@ -149,12 +153,21 @@ class _Repair:
                 with contextlib.suppress(StoreFormatError):
                     yield file, open_shard(file)
 
+    def _restored(self, name: str, published: bool) -> None:
+        if not published:
+            raise RepairError(
+                f"{self.path / name}: came to be while it was repaired; stop what writes to the store first"
+            )
+        self.restored.append(name)
+
     def _set_aside(self, name: str) -> None:
-        if (self.path / name).exists():
+        if os.path.lexists(self.path / name):
             commit.set_aside(self.path / name, self.path / QUARANTINE)
             self.quarantined.append(name)
 
 
 def _is_what_it_says(file: Path) -> bool:
-    """Whether a shard file's SHA-256 begins as its name says."""
+    """Whether a shard file is one, and its SHA-256 begins as its name says."""
+    if not stat.S_ISREG(file.lstat().st_mode):
+        return False
     return layout.shard_file_name(layout.shard_file_number(file.name) or 0, digest_file(file)) == file.name

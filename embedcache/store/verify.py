@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -85,15 +85,21 @@ def _planned(catalogue: Catalogue) -> tuple[dict[int, tuple[str, ...]], list[Pro
             problems.append(Problem(path.name, "missing", (), f"{path}: not there, but later plans are"))
             continue
         try:
-            planned |= {shard.number: tuple(shard.ids) for shard in read_plan(path).shards()}
+            planned = {shard.number: tuple(shard.ids) for shard in read_plan(path).shards() if shard.ids} | planned
         except StoreFormatError as error:
             problems.append(Problem(path.name, "damaged", (), str(error)))
-    unplanned = [number for number in catalogue.shards if number not in planned]
+    unplanned = unplanned_shards(catalogue, planned)
     if unplanned and not problems:
         path = catalogue.path / layout.plan_name(catalogue.n_plans)
         message = f"{path}: not there, but shards {unplanned[:5]} are, which no plan names"
         problems.append(Problem(path.name, "missing", (), message))
     return planned, problems
+
+
+def unplanned_shards(catalogue: Catalogue, planned: Collection[int]) -> list[int]:
+    """Numbers of shards that count, and that no plan gives any id."""
+    counted = catalogue.shards.items()
+    return [number for number, said in counted if number not in planned and said["n"] + said["n_failed"]]
 
 
 def _verify_shard(source: Source, document: dict[str, Any], planned: tuple[str, ...] | None) -> Problem | None:

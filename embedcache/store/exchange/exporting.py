@@ -91,7 +91,8 @@ def _npy(store: Store, out: Path) -> list[Path]:
     dtype = np.dtype("<f2" if store.layout.dtype == "float16" else "<f4")
     header = {"descr": dtype.str, "fortran_order": False, "shape": (len(store), store.layout.dim)}
     ids = json.dumps(store.ids, ensure_ascii=False).encode()
-    if not commit.publish(ids_path, ids) and (out.exists() or ids_path.read_bytes() != ids):
+    ours = commit.publish(ids_path, ids)
+    if not ours and (out.exists() or ids_path.read_bytes() != ids):
         raise _taken(ids_path)  # else a call that was killed has left it
     try:
         with _placed(out) as handle:
@@ -99,8 +100,9 @@ def _npy(store: Store, out: Path) -> list[Path]:
             for start, stop in _steps(store, _PIECE_BYTES):
                 handle.write(byte_view(np.asarray(store.gather(np.arange(start, stop)), dtype)))
     except BaseException:  # ids without their rows would be in the way of the next try
-        with contextlib.suppress(OSError):
-            commit.disk.unlink(ids_path)
+        if ours:
+            with contextlib.suppress(OSError):
+                commit.disk.unlink(ids_path)
         raise
     return [out, ids_path]
 

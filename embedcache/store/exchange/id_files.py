@@ -23,7 +23,7 @@ Where = Callable[[int], str]
 
 
 def read_ids(path: Path, column: str | None = None) -> tuple[list[str], Where]:
-    """The ids in a file, and a function that names the place of one of them.
+    """The ids in a file, and a function that names the place of one of them. Without a suffix it has one a line.
 
     Args:
         column: of a table; `id`, or the only column, where it is not given.
@@ -35,7 +35,7 @@ def read_ids(path: Path, column: str | None = None) -> tuple[list[str], Where]:
     suffix = path.suffix.lower()
     if column is not None and suffix not in (".csv", ".parquet"):
         raise ImportFormatError(f"{path}: no table, but a column {column!r} was named; leave --id-column out")
-    if suffix == ".txt":
+    if suffix in (".txt", ""):
         return _lines(path), lambda k: f"{path} line {k + 1}"
     if suffix == ".csv":
         ids = _csv_column(path, column)
@@ -48,7 +48,7 @@ def read_ids(path: Path, column: str | None = None) -> tuple[list[str], Where]:
     elif suffix == ".npy":
         ids = _npy(path)
     else:
-        raise ImportFormatError(f"{path}: ids in a {suffix or 'nameless kind of'} file, expected .txt, .csv, .parquet, "
+        raise ImportFormatError(f"{path}: ids in a {suffix} file, expected .txt, .csv, .parquet, "
                                 ".json or .npy; save them as one of these")  # fmt: skip
     return ids, lambda k: f"{path} row {k} (counted from 0)"
 

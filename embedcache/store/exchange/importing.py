@@ -123,8 +123,6 @@ def import_store(
     try:
         found = IMPORT_KINDS[kind].read(source, asked)
         record = _record(kind, source, note, found)
-        dtype = store_dtype or found.stored
-        return save_store(out, found.ids, found.embeddings, record=record, modality=modality, store_dtype=dtype)
     except EmbedCacheError:
         raise
     except _UNREADABLE as error:
@@ -132,6 +130,13 @@ def import_store(
             f"{source}: cannot be read as {kind} ({type(error).__name__}: {error}): damaged, cut short, or not of that "
             "kind; write it again, or name another --kind"
         ) from error
+    dtype = store_dtype or found.stored
+    try:
+        return save_store(out, found.ids, found.embeddings, record=record, modality=modality, store_dtype=dtype)
+    except EmbedCacheError:
+        raise
+    except ValueError as error:
+        raise ImportFormatError(f"{source}: {error}") from error
 
 
 def detect_kind(source: Path, asked: Asked) -> str:
