@@ -240,13 +240,13 @@ def _run(
     unwritten: deque[Future[None]] = deque()
     n_done = n_failed = 0
     total = sum(len(shard.ids) for shard in work)
-    progress = Progress(f"encoding into {catalogue.path}", total=total, unit=unit)
+    progress: Progress | None = None
     with ThreadPoolExecutor(1) as writer, ExitStack() as shown:
         try:
             for first in stream:  # the first outcome of a shard: by then it stands in `claimed`
                 shard = claimed.popleft()
-                if not n_done:  # nothing is shown while others have everything in hand
-                    shown.enter_context(progress)
+                if progress is None:  # nothing is shown while others have everything in hand
+                    progress = shown.enter_context(Progress(f"encoding into {catalogue.path}", total=total, unit=unit))
                 embeddings, outcomes = encode(shard, chain([first], stream), encoder, progress)
                 rows = _shard_rows(shard, embeddings, outcomes, catalogue.layout)
                 if len(unwritten) == _UNWRITTEN_SHARDS:

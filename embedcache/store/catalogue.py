@@ -173,7 +173,7 @@ def open_or_create(path: Path, document: dict[str, Any]) -> Catalogue:
 
 def publish_plan(path: Path, number: int, plan: Plan) -> bool:
     """Publishes a plan under its number; False if another process took the number first."""
-    return commit.publish(path / layout.plan_name(number), layout.seal(vars(plan)))
+    return commit.publish(path / layout.plan_name(number), layout.seal({**vars(plan), "number": number}))
 
 
 def read_plan(path: Path) -> Plan:
@@ -187,6 +187,9 @@ def read_plan(path: Path) -> Plan:
         plan = Plan(*(_typed(key, document[key]) for key in ("ids", "bounds", "first_shard", "batch_size", "abandons")))
         if b"\0" in "".join(plan.ids).encode("utf-8"):
             raise ValueError("an id with a NUL character")
+        number = layout.plan_number(path.name)
+        if document.get("number", number) != number:  # 1.0 has none
+            raise ValueError(f"it is plan {document['number']}")
         in_order = all(start <= stop for start, stop in pairwise(plan.bounds))
         whole = plan.bounds[0] == 0 and plan.bounds[-1] == len(plan.ids) and plan.first_shard >= 0
         if not (in_order and whole and plan.batch_size >= 1):

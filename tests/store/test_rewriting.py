@@ -209,6 +209,65 @@ def test_repair_converges_when_a_store_grew_after_it_lost_its_last_plan(
     assert embedcache.extract(manifest, image_encoder, tmp_path / "s").n_present == 16
 
 
+def test_repair_leaves_sound_shards_alone_when_plans_were_lost_twice(
+    make_manifest, image_encoder, tmp_path: Path
+) -> None:
+    manifest = make_manifest(24)
+    for n, lost in ((6, None), (12, None), (18, "plan-00001.json"), (24, None)):
+        if lost:
+            (tmp_path / "s" / lost).unlink()
+        part = embedcache.Manifest(manifest.frame.iloc[:n], name="squares", root=manifest.root)
+        embedcache.extract(part, image_encoder, tmp_path / "s", shard_rows=3)
+    (tmp_path / "s" / "plan-00002.json").unlink(missing_ok=True)
+    before = embedcache.open_store(tmp_path / "s")
+    for _ in range(2):
+        embedcache.repair_store(tmp_path / "s")
+        assert embedcache.verify_store(tmp_path / "s") == []
+    assert not list((tmp_path / "s" / "quarantine").glob("*.h5"))
+    after = embedcache.open_store(tmp_path / "s")
+    np.testing.assert_array_equal(after.gather(after.rows(before.ids)), before.embeddings)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "dangling", "directory"])
+@pytest.mark.parametrize(
+    "name", ["shard-00000-*.h5", "shard-00000.json", "plan-00000.json", "store.json", "shard-00007-0123456789ab.h5"]
+)
+def test_repair_moves_aside_what_is_no_file(tmp_path: Path, name: str, kind: str) -> None:
+    write_shards(tmp_path / "s", [(["a", "b"], []), (["c"], [])])
+    path = next((tmp_path / "s").glob(name), tmp_path / "s" / name)
+    path.unlink(missing_ok=True)
+    {
+        "fifo": lambda: os.mkfifo(path),
+        "dangling": lambda: path.symlink_to("/nonexistent"),
+        "directory": path.mkdir,
+    }[kind]()
+    report = embedcache.repair_store(tmp_path / "s")
+    assert path.name in report.quarantined
+    assert embedcache.verify_store(tmp_path / "s") == []
+    assert "c" in embedcache.open_store(tmp_path / "s", verify="digest")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "dangling", "directory"])
+def test_a_name_taken_by_no_file_is_refused_and_does_not_spin(tmp_path: Path, kind: str) -> None:
+    embedcache.save_store(tmp_path / "s", ["a"], rows(1))
+    file = shard_file(tmp_path / "s")
+    (tmp_path / "s" / "shard-00000.json").unlink()
+    file.unlink()
+    {"fifo": lambda: os.mkfifo(file), "dangling": lambda: file.symlink_to("/no"), "directory": file.mkdir}[kind]()
+    with pytest.raises(StoreFormatError, match="damaged before it counted"):
+        embedcache.save_store(tmp_path / "s", ["a"], rows(1))
+
+
+def test_a_plan_in_the_place_of_another_is_blamed_itself(tmp_path: Path) -> None:
+    write_shards(tmp_path / "s", [(["a"], []), (["b"], [])])
+    plans = [tmp_path / "s" / f"plan-0000{k}.json" for k in range(2)]
+    plans[0].write_bytes(plans[1].read_bytes())
+    (problem,) = embedcache.verify_store(tmp_path / "s")
+    assert (problem.shard, problem.kind) == ("plan-00000.json", "damaged")
+    assert embedcache.repair_store(tmp_path / "s").to_extract == ()
+    assert embedcache.verify_store(tmp_path / "s") == []
+
+
 def test_what_a_killed_pack_save_or_export_left_is_swept(tmp_path: Path) -> None:
     """A temporary of a process that is dead, beside other people's files."""
     from embedcache.store import commit
