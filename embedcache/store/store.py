@@ -15,6 +15,7 @@ import numpy as np
 
 from embedcache.errors import MissingIdsError, NoTokensError, some_ids
 from embedcache.fingerprint import INPUT_DIGEST_BYTES
+from embedcache.ids import unusable_ids
 from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue
 from embedcache.store.columns import Column, RaggedTokens, Tokens, Values, row_numbers
@@ -170,8 +171,12 @@ class Store:
         """Row numbers of ids, (len(ids),) int64; -1 where the store has no row of that view."""
         try:
             keys = key_array(ids)
-        except (ValueError, UnicodeEncodeError):  # such an id is in no store
-            return np.concatenate([_found_alone(self, i, view) for i in ids])
+        except ValueError:  # an id that no store can hold is in none
+            bad = [k for k, _ in unusable_ids(ids)]
+            usable = np.delete(np.arange(len(ids)), bad)
+            found = np.full(len(ids), -1, np.int64)
+            found[usable] = self.find([ids[k] for k in usable.tolist()], view)
+            return found
         index, numbers = self._index(view)
         found = index.find(keys)
         return found if numbers is None else np.where(found < 0, -1, numbers[found])
@@ -274,14 +279,6 @@ class Store:
     @cached_property
     def _indices(self) -> dict[int, tuple[IdIndex, np.ndarray | None]]:
         return {}
-
-
-def _found_alone(store: Store, sample_id: str, view: int) -> np.ndarray:
-    try:
-        key_array([sample_id])
-    except (ValueError, UnicodeEncodeError):
-        return np.array([-1])
-    return store.find([sample_id], view)
 
 
 def _latest(shards: Sequence[Shard]) -> list[np.ndarray | None]:

@@ -59,8 +59,6 @@ def verify_store(path: str | Path, *, advance: Callable[[], None] = lambda: None
         return _verify_packed(path)
     try:
         catalogue = Catalogue.read(path, tolerant=True)
-    except FileNotFoundError:
-        raise
     except StoreFormatError as error:
         return [Problem(layout.STORE_NAME, "damaged", (), str(error))]
     problems = [Problem(name, "damaged", (), str(error)) for name, error in catalogue.damaged.items()]

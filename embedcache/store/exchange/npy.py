@@ -14,10 +14,8 @@ import numpy as np
 
 from embedcache.errors import ImportFormatError
 from embedcache.store.exchange.id_files import read_ids
-from embedcache.store.exchange.source import Asked, Found, a_file, check_counts, check_float, check_ids
+from embedcache.store.exchange.source import Asked, Found, a_file, check_counts, check_float, check_ids, is_possible
 from embedcache.store.mapping import map_file
-
-_MOST_AXES = 3  # rows, or rows of one row
 
 
 def read(source: Path, asked: Asked) -> Found:
@@ -72,7 +70,7 @@ def npy_header(handle: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version in readers:
             shape, is_fortran, dtype = readers[version](handle)
-            if len(shape) > _MOST_AXES or any(type(k) is not int or k < 0 for k in shape):
+            if not is_possible(shape):
                 raise ValueError(f"shape {shape}")
             return shape, is_fortran, dtype
     except (ValueError, SyntaxError, tokenize.TokenError, TypeError, LookupError, RecursionError, MemoryError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from embedcache.errors import ImportFormatError, some_ids
 from embedcache.store.exchange.id_files import ids_of_json
-from embedcache.store.exchange.source import Asked, Found, Spool, a_file, check_counts, check_ids
+from embedcache.store.exchange.source import Asked, Found, Spool, a_file, check_counts, check_ids, is_possible
 from embedcache.store.mapping import map_file
 from embedcache.store.values import from_stored
 
@@ -25,7 +25,6 @@ MOST_HEADER = 100_000_000  # bytes, as the format has it
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _BYTES_DTYPES = {"U8": "|u1"}
 _BLOCK_ROWS = 4096
-_MOST_AXES = 3
 
 
 def read(source: Path, asked: Asked) -> Found:
@@ -75,7 +74,7 @@ def _tensor(
         entry = header[name]
         found, shape = str(entry["dtype"]), tuple(entry["shape"])
         start, stop = entry["data_offsets"]
-        if len(shape) > _MOST_AXES or any(type(k) is not int or k < 0 for k in (*shape, start, stop)):
+        if not (is_possible(shape) and is_possible([start, stop])):
             raise ValueError("impossible shape or offsets")
     except (LookupError, TypeError, ValueError) as error:
         raise ImportFormatError(

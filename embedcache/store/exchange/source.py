@@ -23,6 +23,7 @@ from embedcache.store.shard import Rows, byte_view
 
 _MOST_LISTED = 100  # files named one by one in a record
 _CHUNK_BYTES = 8 * 2**20
+_MOST_AXES = 3
 FLOAT_BYTES = (2, 4, 8)
 
 
@@ -148,6 +149,11 @@ def check_ids(ids: Sequence[str], where: Callable[[int], str]) -> None:
                 f"{where(before)} and {where(k)}: both have the id {sample_id!r}, expected one row for each id; leave "
                 "one of them out"
             )
+
+
+def is_possible(axes: Sequence[object]) -> bool:
+    """Whether a header's shape can be one: of rows, or of rows of one row, in whole numbers from 0."""
+    return len(axes) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in axes)
 
 
 def check_float(dtype: np.dtype, where: str) -> None:
