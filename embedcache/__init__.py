@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Manifest": "embedcache.data.manifest",
-    "load_encoder": "embedcache.encoders.catalogue",
+    "caption": "embedcache.data.reports",
+    "load_encoder": "embedcache.encoders.load",
     "extract": "embedcache.stage_one.extract",
     "open_store": "embedcache.store.store",
     "save_store": "embedcache.store.save",

@@ -6,7 +6,8 @@ returns: 2 for a user's mistake, 1 for a fault.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 
 class EmbedCacheError(Exception):
@@ -95,6 +96,23 @@ class TrainingError(EmbedCacheError, ArithmeticError):
 
 class RecipeError(UserError, ValueError):
     """A recipe with wrong, unknown or missing fields."""
+
+
+@contextlib.contextmanager
+def refusing(reason: str, message: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """What a library raises over one input becomes an `InputError`, so that it costs its own row only.
+
+    A library may quote the input: of its error only the class is told, in the message as in the traceback.
+
+    Args:
+        kinds: errors that can come of the input; others are faults of the code and end the run.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except kinds as error:
+        raise InputError(reason, f"{message} ({type(error).__name__})") from None
 
 
 def some_ids(ids: Iterable[str], limit: int = 5) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from embedcache.cli.base import PATH, json_option, main
+from embedcache.cli.encoders import encoder_options, load_named
 
 
 @main.command()
@@ -40,11 +41,8 @@ def run(recipe: Path, overrides: tuple[str, ...], run_dir: Path | None, as_json:
 @click.argument("manifest", type=PATH)
 @click.argument("encoder")
 @click.option("--store", "store_dir", type=PATH, required=True, help="The store's directory.")
-@click.option("--modality", type=click.Choice(["image", "text"]), help="By default what the checkpoint is.")
-@click.option("--pooling", type=click.Choice(["cls", "mean", "pooler"]))
-@click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a report.")
-@click.option("--compute-dtype", default="float32", type=click.Choice(["float32", "bfloat16", "float16"]))
-@click.option("--device", default="auto")
+@encoder_options
+@click.option("--tokens", is_flag=True, help="Store tokens beside the embeddings.")
 @click.option("--store-dtype", default="float16", type=click.Choice(["float16", "float32", "bfloat16", "int8"]))
 @click.option("--batch-size", default=32, type=click.IntRange(min=1), show_default=True)
 @click.option("--shard-rows", default=1024, type=click.IntRange(min=1), show_default=True)
@@ -60,15 +58,14 @@ def extract(manifest: Path, encoder: str, store_dir: Path, as_json: bool, **opti
     \b
     embedcache extract manifest.parquet dinov2-s --store cache/mine/dinov2-s
     embedcache extract manifest.parquet hf:path/to/checkpoint --store cache/mine/own --pooling mean
+    embedcache extract manifest.parquet rad-dino --store cache/mine/tokens --tokens --image-size 518 --token-grid 16
     """
     from embedcache.data.manifest import Manifest
 
     read = Manifest.read(manifest)
-    from embedcache.encoders.catalogue import load_encoder
     from embedcache.stage_one.extract import extract as run_extract
 
-    of_encoder = ("modality", "pooling", "max_length", "compute_dtype", "device")
-    loaded = load_encoder(encoder, **{name: options.pop(name) for name in of_encoder})
+    loaded = load_named(encoder, options)
     report = run_extract(read, loaded, store_dir, n_threads=options.pop("threads"), **options)
     if as_json:
         click.echo(json.dumps(report.to_json()))
@@ -81,6 +78,9 @@ def extract(manifest: Path, encoder: str, store_dir: Path, as_json: bool, **opti
         f"{report.store}: asked {report.n_asked}, encoded {report.n_embedded}, present {report.n_present}, "
         f"failed {report.n_failed}, {report.seconds:.1f} s"
     )
+    if report.truncated:
+        n_cut = sum(report.truncated.values())
+        click.echo(f"cut off: {n_cut:,} tokens of {len(report.truncated):,} texts; --max-length lets more in", err=True)
 
 
 @main.command()
@@ -136,23 +136,3 @@ def probe(
 
     result = run_probe(Manifest.read(manifest), image_store, label=label, run_dir=run_dir, text_store=text_store)
     click.echo(result.scores.to_json(orient="records") if as_json else result.scores.to_string(index=False))
-
-
-@main.command()
-@json_option
-def encoders(as_json: bool) -> None:
-    """List the encoders that have a short name.
-
-    \b
-    embedcache encoders
-    """
-    from dataclasses import asdict
-
-    from embedcache.encoders.catalogue import CATALOGUE
-
-    if as_json:
-        click.echo(json.dumps([asdict(entry) for entry in CATALOGUE.values()]))
-        return
-    for entry in CATALOGUE.values():
-        click.echo(f"{entry.name:10} {entry.modality:6} {entry.pooling:7} {entry.licence:11} {entry.source}")
-        click.echo(f"{'':10} {entry.note}")

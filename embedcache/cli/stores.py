@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from embedcache.cli.base import PATH, json_option, main
+from embedcache.cli.base import PATH, in_columns, json_option, main
 
 
 @main.command()
@@ -256,6 +256,4 @@ def _lines(stores: list[dict[str, Any]]) -> list[str]:
         for s in stores
         if "error" not in s
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return lines + [f"{s['path']}  cannot be opened: {s['error']}" for s in stores if "error" in s]
+    return in_columns(rows) + [f"{s['path']}  cannot be opened: {s['error']}" for s in stores if "error" in s]

@@ -1,16 +1,18 @@
-"""What every encoder offers, and the one place where a model is frozen.
+"""What every encoder offers, what it may be asked for, and the one place where a model is frozen.
 
-Shape notation: b batch size, d embedding width.
+Shape notation: b batch size, l tokens, d embedding width.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -20,10 +22,64 @@ from embedcache.errors import EncoderError
 if TYPE_CHECKING:
     import torch
 
-Modality = Literal["image", "text"]
-Pooling = Literal["cls", "mean", "pooler"]
+    from embedcache.data.radiograph import DecodePolicy
+    from embedcache.data.reports import ReportPolicy
 
-PREPROCESSING_VERSION = 1  # raise it whenever our own preparation of inputs changes values
+Modality = Literal["image", "text"]
+Pooling = Literal["cls", "mean", "cls_mean", "pooler", "projection", "first"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+
+PREPROCESSING_VERSION = 2  # raise it whenever our own preparation of inputs changes values
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What a caller may choose; None leaves it to the encoder's authors. Meanings are those of `load_encoder`."""
+
+    pooling: Pooling | None = None
+    layer: int | None = None
+    transform: Literal["paper"] | None = None
+    image_size: int | None = None
+    token_grid: int | tuple[int, int] | None = None
+    decode: DecodePolicy | None = None
+    max_length: int | None = None
+    report: ReportPolicy | None = None
+    device: str = "auto"
+    compute_dtype: str = "float32"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def check(self, name: str) -> None:
+        """Refuses what no encoder takes.
+
+        Raises:
+            EncoderError: names the option and its value.
+        """
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise EncoderError(f"{name}: pooling {self.pooling!r}, expected one of {', '.join(POOLINGS)}")
+        if self.transform not in (None, "paper"):
+            raise EncoderError(f"{name}: transform {self.transform!r}, expected 'paper' or none for the encoder's own")
+        if self.transform and self.image_size is not None:
+            raise EncoderError(f"{name}: transform 'paper' gives 224 x 224 images, image_size cannot be chosen with it")
+        if self.layer is not None and self.pooling in ("pooler", "projection"):
+            raise EncoderError(
+                f"{name}: pooling {self.pooling} belongs to the last layer, layer {self.layer} was asked for; choose "
+                "pooling cls, mean or cls_mean"
+            )
+
+    def check_modality(self, modality: Modality, name: str) -> None:
+        """Refuses options that belong to encoders of the other modality.
+
+        Raises:
+            EncoderError: names the option and its value.
+        """
+        of_images, of_texts = ("transform", "image_size", "token_grid", "decode"), ("max_length", "report")
+        for option in of_texts if modality == "image" else of_images:
+            if getattr(self, option) is not None:
+                raise EncoderError(
+                    f"{name}: {option} {getattr(self, option)!r} was given for an encoder of {modality}s"
+                )
 
 
 @dataclass(frozen=True)
@@ -54,20 +110,31 @@ class Prepared:
 
     Args:
         inputs: what the model takes, without a batch axis.
-        digest: 16 bytes of the SHA-256 of the input: of the image file, or of the cleaned report in UTF-8.
+        digest: 16 bytes of the SHA-256 of the input: of the image file, or of the report with its white space folded.
         n_tokens: length of a tokenised text, for bucketing; 0 for images.
+        n_truncated: tokens of a text that did not fit into the encoder's `max_length`.
     """
 
     inputs: Any
     digest: bytes
     n_tokens: int = 0
+    n_truncated: int = 0
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One batch through the encoder: embeddings (b, d) float32."""
+    """One batch through the encoder.
+
+    Args:
+        embeddings: (b, d) float32.
+        tokens: (b, l, d) float32 where they were asked for. Of an image, the cells of its token grid, row by row,
+            without class or register tokens; of a text, all tokens up to the longest of the batch.
+        lengths: real tokens of each text, (b,); what `tokens` holds behind them is padding. None for images.
+    """
 
     embeddings: np.ndarray
+    tokens: np.ndarray | None = None
+    lengths: np.ndarray | None = None
 
 
 class Encoder(Protocol):
@@ -75,6 +142,8 @@ class Encoder(Protocol):
 
     modality: Modality
     dim: int
+    token_dim: int | None
+    token_grid: tuple[int, int] | None
     record: EncoderRecord
     fingerprint: str
 
@@ -86,7 +155,7 @@ class Encoder(Protocol):
         """
         ...
 
-    def encode(self, batch: Sequence[Prepared]) -> Encoded:
+    def encode(self, batch: Sequence[Prepared], *, tokens: bool = False) -> Encoded:
         """Runs the model on b prepared samples."""
         ...
 
@@ -104,10 +173,9 @@ def torch_dtype(name: str) -> torch.dtype:
     """
     import torch
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise EncoderError(f"compute_dtype {name!r}, expected one of {', '.join(dtypes)}")
-    return dtypes[name]
+    if name not in COMPUTE_DTYPES:
+        raise EncoderError(f"compute_dtype {name!r}, expected one of {', '.join(COMPUTE_DTYPES)}")
+    return getattr(torch, name)
 
 
 @contextlib.contextmanager
@@ -126,6 +194,10 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+# what comes of an input that a library cannot prepare; anything else is a fault of the code
+OF_INPUTS = (ValueError, RuntimeError, TypeError, LookupError, OverflowError)
+
+
 def digest_weights(model: torch.nn.Module) -> str:
     """SHA-256 over the contents of all weights and buffers in the order the model holds them.
 
@@ -133,7 +205,7 @@ def digest_weights(model: torch.nn.Module) -> str:
     """
     import torch
 
-    def arrays() -> Any:
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for tensor in model.state_dict().values():
             tensor = tensor.detach().cpu().contiguous()
             raw = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor.reshape(0).to(torch.uint8)
@@ -142,14 +214,19 @@ def digest_weights(model: torch.nn.Module) -> str:
     return fingerprint.digest_arrays(arrays())
 
 
-def run_notes(device: str) -> dict[str, str]:
-    """Versions and device kind, recorded with the encoder but not keyed."""
-    import torch
-    import transformers
+def plain_json(value: Any, what: str) -> Any:
+    """A config as plain JSON values; what JSON cannot hold is refused, not guessed.
 
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "device": device.split(":")[0],
-    }
+    Raises:
+        EncoderError: it cannot be fingerprinted.
+    """
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"{what} cannot be fingerprinted ({error})") from error
+
+
+def run_notes(device: str, *libraries: str) -> dict[str, str]:
+    """Versions and device kind, recorded with the encoder but not keyed."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", *libraries)}
+    return {**versions, "python": platform.python_version(), "device": device.split(":")[0]}

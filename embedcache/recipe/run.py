@@ -15,7 +15,7 @@ import yaml
 from embedcache.data.datasets.phantom import make_phantom
 from embedcache.data.manifest import Manifest
 from embedcache.data.splits import patient_split
-from embedcache.encoders.catalogue import load_encoder
+from embedcache.encoders.load import load_encoder
 from embedcache.encoders.random_init import write_random_like, write_tiny
 from embedcache.errors import RecipeError
 from embedcache.recipe.schema import EncoderSection, Recipe, TableData
@@ -119,9 +119,7 @@ def _stage_one(
     encoder = load_encoder(
         _source(recipe, manifest, name, section),
         modality="image" if modality == "image" else "text",
-        pooling=section.pooling,
-        max_length=section.max_length,
-        compute_dtype=section.compute_dtype,
+        **section.options(),
     )
     report = extract(manifest, encoder, recipe.cache / name, **recipe.extract.model_dump())
     weights = ", random weights: it has learnt nothing" if section.is_random else ""

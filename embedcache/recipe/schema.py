@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from embedcache.data.datasets.phantom import PhantomConfig
+from embedcache.data.radiograph import DecodePolicy
+from embedcache.data.reports import ReportPolicy
+from embedcache.encoders.base import Pooling
 from embedcache.stage_two.probe import ProbeConfig
 from embedcache.stage_two.train import TrainConfig
 
@@ -66,9 +69,17 @@ class EncoderSection(_Section):
     tiny: Literal["tiny-vit", "tiny-resnet", "tiny-bert"] | None = None
     random_like: str | None = None
     seed: int = 0
-    pooling: Literal["cls", "mean", "pooler"] | None = None
+    pooling: Pooling | None = None
+    layer: int | None = None
+    transform: Literal["paper"] | None = None
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    token_grid: Annotated[int, Field(ge=1)] | None = None
+    decode: DecodePolicy | None = None
     max_length: Annotated[int, Field(ge=3)] | None = None
+    report: ReportPolicy | None = None
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
 
     @model_validator(mode="after")
     def _one_origin(self) -> EncoderSection:
@@ -76,6 +87,11 @@ class EncoderSection(_Section):
         if len(given) != 1:
             raise ValueError(f"expected one of source, tiny, random_like; found {', '.join(given) or 'none'}")
         return self
+
+    def options(self) -> dict[str, Any]:
+        """What `load_encoder` is asked for beside the name."""
+        origin = {"source", "tiny", "random_like", "seed"}
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in origin}
 
     @property
     def is_random(self) -> bool:
@@ -100,6 +116,7 @@ class EncodersSection(_Section):
 class ExtractSection(_Section):
     """How stage one runs; see `embedcache.extract`."""
 
+    tokens: bool = False
     store_dtype: Literal["float16", "float32", "bfloat16", "int8"] = "float16"
     shard_rows: Annotated[int, Field(ge=1)] = 1024
     batch_size: Annotated[int, Field(ge=1)] = 32

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,19 @@ import numpy as np
 
 from embedcache.data.manifest import Manifest
 from embedcache.data.radiograph import read_regular
-from embedcache.data.reports import changed_reports
+from embedcache.data.reports import ReportPolicy, changed_reports, text_units
 from embedcache.encoders.base import Encoder, Prepared
 from embedcache.errors import EmbedCacheError, InputError, ManifestError, some_ids
 from embedcache.fingerprint import input_digest
 from embedcache.progress import Progress
 from embedcache.stage_one.plan import next_plan, work_for
 from embedcache.stage_one.prepare import Job, in_order
+from embedcache.stage_one.rows import Outcome, RowsInMaking, layout_for, rows_in_a_shard
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, PlannedShard, open_or_create, publish_plan
 from embedcache.store.claims import Claims
-from embedcache.store.layout import Layout
 from embedcache.store.shard import Failure, ShardImage, ShardRows
 from embedcache.store.store import Store, open_store
-from embedcache.store.values import from_stored, to_stored
 
 _UNWRITTEN_SHARDS = 2  # encoded but not yet on disk; bounds memory
 _POLL_S = 0.2  # between looks at shards that other extractors have in hand
@@ -50,6 +49,7 @@ class ExtractReport:
         n_failed: without a row, failures of earlier calls included.
         n_present: in the store before.
         failures: id, reason and message of each failed id.
+        truncated: how many tokens did not fit into the encoder's `max_length`, of each text that this call encoded.
         seconds: wall time of the call.
     """
 
@@ -59,6 +59,7 @@ class ExtractReport:
     n_failed: int
     n_present: int
     failures: list[Failure]
+    truncated: dict[str, int]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def extract(
     encoder: Encoder,
     store_dir: str | Path,
     *,
+    tokens: bool = False,
     store_dtype: str = "float16",
     shard_rows: int = 1024,
     batch_size: int = 32,
@@ -83,6 +85,7 @@ def extract(
     A bad input costs its own row and is recorded.
 
     Args:
+        tokens: store the tokens beside the embeddings: the cells of the encoder's token grid, or those of each text.
         store_dtype: `float16`, `float32`, `bfloat16`, or `int8` with a scale for each row.
         shard_rows: most rows in a shard.
         batch_size: samples encoded together; fixed by the plan once it is published.
@@ -101,12 +104,13 @@ def extract(
     if store_dtype not in layout.STORED_DTYPES:
         raise ValueError(f"store_dtype {store_dtype!r}, expected one of {', '.join(layout.STORED_DTYPES)}")
     started, path = time.monotonic(), Path(store_dir)
-    samples = _samples(manifest, encoder)
+    texts = _texts(manifest, encoder)
+    samples = _samples(manifest, encoder, texts)
     document = layout.store_document(
         encoder=encoder.record.to_json(),
         encoder_fingerprint=encoder.fingerprint,
         modality=encoder.modality,
-        store_layout=Layout(store_dtype, encoder.dim),
+        store_layout=layout_for(encoder, store_dtype=store_dtype, tokens=tokens),
     )
     catalogue = open_or_create(path, document)
     commit.sweep(path)
@@ -114,15 +118,17 @@ def extract(
     before = open_store(path)
     present = set(before.ids)
     if encoder.modality == "text" or check_inputs:
-        _check_inputs(before, manifest, encoder.modality)
+        _check_inputs(before, manifest, texts)
     again = {f.id for f in before.failures} & set(samples) if retry_failed else set()
+    shard_rows = min(shard_rows, rows_in_a_shard(encoder, catalogue.layout))
     catalogue = _published_plan(catalogue, list(samples), again, shard_rows, batch_size)
+    truncated: dict[str, int] = {}
     with Claims(path) as claims:
-        _run_all(work_for(catalogue, samples), samples, encoder, catalogue, claims, n_threads)
+        _run_all(work_for(catalogue, samples), samples, encoder, catalogue, claims, n_threads, truncated)
     after = open_store(path)
-    if encoder.modality == "text":
-        _check_inputs(after, manifest, encoder.modality)  # another extractor may have had other texts under these ids
-    return _account(after, list(samples), present, time.monotonic() - started)
+    if texts:
+        _check_inputs(after, manifest, texts)  # another extractor may have had other texts under these ids
+    return _account(after, list(samples), present, truncated, time.monotonic() - started)
 
 
 def _warn_of_mixing(catalogue: Catalogue, encoder: Encoder) -> None:
@@ -137,10 +143,17 @@ def _warn_of_mixing(catalogue: Catalogue, encoder: Encoder) -> None:
         )
 
 
-def _samples(manifest: Manifest, encoder: Encoder) -> Mapping[str, Job]:
-    """How to prepare each id: one for each image, or one for each distinct report id."""
+def _texts(manifest: Manifest, encoder: Encoder) -> dict[str, str]:
+    """What a text encoder is given, by the id of its row: whole reports, or their sentences; nothing for images."""
+    if encoder.modality == "image":
+        return {}
+    return text_units(manifest.reports(), getattr(encoder, "report_policy", ReportPolicy(unit="report")))
+
+
+def _samples(manifest: Manifest, encoder: Encoder, texts: Mapping[str, str]) -> Mapping[str, Job]:
+    """How to prepare each id: one for each image, or one for each distinct report id or sentence."""
     if encoder.modality == "text":
-        return {i: _text_job(encoder, text) for i, text in manifest.reports().items()}
+        return {i: _text_job(encoder, text) for i, text in texts.items()}
     return {
         i: _image_job(encoder, manifest, image)
         for i, image in zip(manifest.frame["id"], manifest.frame["image"], strict=True)
@@ -155,18 +168,18 @@ def _image_job(encoder: Encoder, manifest: Manifest, image: str) -> Job:
     return lambda: encoder.prepare(manifest.path(image))
 
 
-def _check_inputs(store: Store, manifest: Manifest, modality: str) -> None:
+def _check_inputs(store: Store, manifest: Manifest, texts: Mapping[str, str]) -> None:
     """Refuses inputs that changed under their id since they were encoded."""
     encoded = dict(zip(store.ids, store.input_digests, strict=True))
-    if modality == "text":
-        changed = changed_reports(manifest.reports().items(), encoded)
+    if texts:
+        changed = changed_reports(texts.items(), encoded)
     else:
         images = zip(manifest.frame["id"], manifest.frame["image"], strict=True)
         changed = [i for i, image in images if i in encoded and not _same_image(manifest, image, encoded[i])]
     if changed:
         raise ManifestError(
-            f"{store.path}: {len(changed)} {modality} inputs are not what was encoded under their id: "
-            f"{some_ids(changed)}; give changed inputs new ids, or extract into another --store"
+            f"{store.path}: {len(changed)} {'text' if texts else 'image'} inputs are not what was encoded under their "
+            f"id: {some_ids(changed)}; give changed inputs new ids, or extract into another --store"
         )
 
 
@@ -197,6 +210,7 @@ def _run_all(
     catalogue: Catalogue,
     claims: Claims,
     n_threads: int | None,
+    truncated: dict[str, int],
 ) -> None:
     """Encodes what nobody else has in hand, then what others dropped, until every shard counts."""
     if work and claims.claim(work[0].number) and not claims.keep_others_out:
@@ -208,7 +222,7 @@ def _run_all(
         if len(left) < n_left:
             n_left, last_progress = len(left), now
         patient = now - last_progress < max(_PATIENCE_S, 3 * slowest_s)
-        n_done = _run(left, samples, encoder, catalogue, claims if patient else None, n_threads)
+        n_done = _run(left, samples, encoder, catalogue, claims if patient else None, n_threads, truncated)
         if n_done:
             slowest_s = max(slowest_s, (time.monotonic() - now) / n_done)
         else:
@@ -222,6 +236,7 @@ def _run(
     catalogue: Catalogue,
     claims: Claims | None,
     n_threads: int | None,
+    truncated: dict[str, int],
 ) -> int:
     """Encodes those shards that nobody else has claimed, all of them without `claims`; gives their number."""
     unit = "image" if encoder.modality == "image" else "report"
@@ -236,7 +251,7 @@ def _run(
                 yield from (samples[i] for i in shard.ids)
 
     stream = in_order(jobs(), n_threads=n_threads, ahead=ahead)
-    encode = _encode_images if encoder.modality == "image" else _encode_texts
+    encode = _encode_images if unit == "image" else _encode_texts
     unwritten: deque[Future[None]] = deque()
     n_done = n_failed = 0
     total = sum(len(shard.ids) for shard in work)
@@ -247,8 +262,11 @@ def _run(
                 shard = claimed.popleft()
                 if progress is None:  # nothing is shown while others have everything in hand
                     progress = shown.enter_context(Progress(f"encoding into {catalogue.path}", total=total, unit=unit))
-                embeddings, outcomes = encode(shard, chain([first], stream), encoder, progress)
-                rows = _shard_rows(shard, embeddings, outcomes, catalogue.layout)
+                making = RowsInMaking(shard.ids, catalogue.layout)
+                outcomes = encode(shard, chain([first], stream), encoder, making, progress)
+                of_texts = {i: o for i, o in zip(shard.ids, outcomes, strict=True) if isinstance(o, Prepared)}
+                truncated |= {i: text.n_truncated for i, text in of_texts.items() if text.n_truncated}
+                rows = making.finish([o.digest if isinstance(o, Prepared) else o for o in outcomes])
                 if len(unwritten) == _UNWRITTEN_SHARDS:
                     unwritten.popleft().result()
                 unwritten.append(writer.submit(_commit, shard.number, rows, catalogue))
@@ -263,77 +281,40 @@ def _run(
 
 
 def _encode_images(
-    shard: PlannedShard, stream: Iterator[Prepared | InputError], encoder: Encoder, progress: Progress
-) -> tuple[np.ndarray, list[bytes | InputError]]:
-    """Embeddings (n, d) and each row's input digest, or why it has none; batches as they arrive."""
-    embeddings = np.zeros((len(shard.ids), encoder.dim), np.float32)
-    outcomes: list[bytes | InputError] = []
+    shard: PlannedShard, stream: Iterator[Outcome], encoder: Encoder, making: RowsInMaking, progress: Progress
+) -> list[Outcome]:
+    """Encodes batches as they arrive; gives what became of each row's input, its pixels left out."""
+    outcomes: list[Outcome] = []
     for start in range(0, len(shard.ids), shard.batch_size):
         batch = [next(stream) for _ in shard.ids[start : start + shard.batch_size]]
         good = [p for p in batch if isinstance(p, Prepared)]
         if good:
             # a neighbour stands in for a failed row, so that the others' bits do not depend on the failure
             inputs = [p if isinstance(p, Prepared) else good[0] for p in batch]
-            embeddings[start : start + len(batch)] = encoder.encode(inputs).embeddings
-        outcomes += [p.digest if isinstance(p, Prepared) else p for p in batch]
+            encoded = encoder.encode(inputs, tokens=making.wants_tokens)
+            making.put(encoded, [[start + k] for k in range(len(batch))])
+        outcomes += [replace(p, inputs=None) if isinstance(p, Prepared) else p for p in batch]
         progress.advance(len(batch))
-    return embeddings, outcomes
+    return outcomes
 
 
 def _encode_texts(
-    shard: PlannedShard, stream: Iterator[Prepared | InputError], encoder: Encoder, progress: Progress
-) -> tuple[np.ndarray, list[bytes | InputError]]:
+    shard: PlannedShard, stream: Iterator[Outcome], encoder: Encoder, making: RowsInMaking, progress: Progress
+) -> list[Outcome]:
     """As `_encode_images`; each distinct text once, texts of like length together."""
-    rows = [next(stream) for _ in shard.ids]
-    distinct = {p.digest: p for p in rows if isinstance(p, Prepared)}
+    outcomes = [next(stream) for _ in shard.ids]
+    rows: dict[bytes, list[int]] = {}
+    distinct: dict[bytes, Prepared] = {}
+    for k, p in enumerate(outcomes):
+        if isinstance(p, Prepared):
+            rows.setdefault(p.digest, []).append(k)
+            distinct[p.digest] = p
     by_length = sorted(distinct.values(), key=lambda p: (p.n_tokens, p.digest))
-    embedded: dict[bytes, np.ndarray] = {}
     for start in range(0, len(by_length), shard.batch_size):
         batch = by_length[start : start + shard.batch_size]
-        values = encoder.encode(batch).embeddings
-        embedded.update(zip((p.digest for p in batch), values, strict=True))
-    embeddings = np.zeros((len(rows), encoder.dim), np.float32)
-    for k, p in enumerate(rows):
-        if isinstance(p, Prepared):
-            embeddings[k] = embedded[p.digest]
-    progress.advance(len(rows))
-    return embeddings, [p.digest if isinstance(p, Prepared) else p for p in rows]
-
-
-def _shard_rows(
-    shard: PlannedShard, embeddings: np.ndarray, outcomes: Sequence[bytes | InputError], store_layout: Layout
-) -> ShardRows:
-    """The rows that are fit to keep; every other id becomes a failure."""
-    codes, scales = to_stored(embeddings, store_layout.dtype)
-    finite = np.isfinite(embeddings).all(axis=1)
-    stored = from_stored(codes, store_layout.dtype, scales)
-    stored_finite, stored_zero = np.isfinite(stored).all(axis=1), (stored == 0).all(axis=1)
-    constant = embeddings.min(axis=1) == embeddings.max(axis=1)
-    kept, digests, failures = [], [], []
-    for k, (sample_id, outcome) in enumerate(zip(shard.ids, outcomes, strict=True)):
-        if isinstance(outcome, InputError):
-            failures.append(Failure(sample_id, outcome.reason, str(outcome)))
-        elif not finite[k]:
-            failures.append(Failure(sample_id, "not-finite", "the encoder gave NaN or infinity"))
-        elif not stored_finite[k]:
-            failures.append(Failure(sample_id, "overflow", f"the embedding overflows {store_layout.dtype}"))
-        elif constant[k] and store_layout.dim > 1:
-            failures.append(Failure(sample_id, "constant", "the encoder gave the same number throughout"))
-        elif stored_zero[k]:
-            failures.append(
-                Failure(sample_id, "zero", f"every number of the embedding is zero as {store_layout.dtype}")
-            )
-        else:
-            kept.append(k)
-            digests.append(outcome)
-    return ShardRows(
-        ids=[shard.ids[k] for k in kept],
-        views=np.zeros(len(kept), np.uint16),
-        codes=codes[kept],
-        input_digests=np.frombuffer(b"".join(digests), np.uint8),
-        failures=failures,
-        scales=None if scales is None else scales[kept],
-    )
+        making.put(encoder.encode(batch, tokens=making.wants_tokens), [rows[p.digest] for p in batch])
+    progress.advance(len(outcomes))
+    return outcomes
 
 
 def _commit(number: int, rows: ShardRows, catalogue: Catalogue) -> None:
@@ -343,7 +324,9 @@ def _commit(number: int, rows: ShardRows, catalogue: Catalogue) -> None:
     commit.publish_shard(catalogue.path, number, image, image.facts)
 
 
-def _account(store: Store, ids: Sequence[str], present: set[str], seconds: float) -> ExtractReport:
+def _account(
+    store: Store, ids: Sequence[str], present: set[str], truncated: dict[str, int], seconds: float
+) -> ExtractReport:
     """Proves from the store itself that every id asked for was handled."""
     embedded, failed = set(store.ids), {f.id: f for f in store.failures}
     asked = set(ids)
@@ -360,5 +343,6 @@ def _account(store: Store, ids: Sequence[str], present: set[str], seconds: float
         n_failed=len(asked & set(failed)),
         n_present=len(asked & present),
         failures=[failed[i] for i in ids if i in failed],
+        truncated=truncated,
         seconds=seconds,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from embedcache.store.catalogue import Catalogue, Plan, PlannedShard
-from embedcache.store.layout import SHARD_BYTES
 
 
 def next_plan(
@@ -32,8 +31,7 @@ def next_plan(
     new = [i for i in ids if i in retried or (i not in unfinished and i not in finished)]
     if not new:
         return None
-    rows = max(min(shard_rows, SHARD_BYTES // catalogue.layout.row_bytes()), 1)
-    bounds = [*range(0, len(new), rows), len(new)]
+    bounds = [*range(0, len(new), shard_rows), len(new)]
     return Plan(new, bounds, catalogue.next_shard(), batch_size, abandons)
 
 

@@ -62,11 +62,6 @@ def test_verify_fails_on_a_damaged_store(make_manifest, image_encoder, tmp_path:
     assert json.loads(call("verify", tmp_path / "s", "--json").stdout)[0]["kind"] == "damaged"
 
 
-def test_encoders_are_listed() -> None:
-    assert "hf:facebook/dinov2-small" in call("encoders").output
-    assert {"dinov2-s", "minilm"} <= {entry["name"] for entry in json.loads(call("encoders", "--json").stdout)}
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

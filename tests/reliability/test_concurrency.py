@@ -24,7 +24,7 @@ SLOW = pytest.mark.slow
 class SlowEncoder(HashEncoder):
     """Takes a millisecond a batch, as an encoder would, so that writers work beside each other."""
 
-    def encode(self, batch):
+    def encode(self, batch, *, tokens=False):
         time.sleep(0.001)
         return super().encode(batch)
 

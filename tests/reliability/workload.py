@@ -45,7 +45,7 @@ class HashEncoder:
             raise InputError("empty-report", "the report has no text")
         return Prepared(sample, hashlib.sha256(sample.encode()).digest()[:16], len(sample))
 
-    def encode(self, batch: list[Prepared]) -> Encoded:
+    def encode(self, batch: list[Prepared], *, tokens: bool = False) -> Encoded:
         if self._encoded is not None:
             self._encoded.add(len(batch))
         values = [np.frombuffer(hashlib.sha256(p.digest).digest(), np.uint32) / 2**32 for p in batch]

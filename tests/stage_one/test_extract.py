@@ -36,13 +36,14 @@ class Counting:
 
     def __init__(self, inner, gives=None) -> None:
         self.modality, self.dim = inner.modality, inner.dim
+        self.token_dim, self.token_grid = inner.token_dim, inner.token_grid
         self.record, self.fingerprint = inner.record, inner.fingerprint
         self.prepare = inner.prepare
         self._inner, self._gives, self.n_encoded = inner, gives, 0
 
-    def encode(self, batch: list[Prepared]) -> Encoded:
+    def encode(self, batch: list[Prepared], *, tokens: bool = False) -> Encoded:
         self.n_encoded += len(batch)
-        encoded = self._inner.encode(batch)
+        encoded = self._inner.encode(batch, tokens=tokens)
         return Encoded(self._gives(encoded.embeddings)) if self._gives else encoded
 
 
@@ -428,15 +429,15 @@ def test_settings_are_refused_before_a_plan_is_published(make_manifest, image_en
 def test_what_a_library_cannot_prepare_costs_its_own_row(
     make_manifest, image_encoder, tmp_path: Path, monkeypatch
 ) -> None:
-    real, calls = image_encoder._processor, []
+    real, calls = image_encoder._transform, []
 
-    def refusing(pixels, **options):
+    def refusing(pixels):
         calls.append(1)
         if len(calls) == 3:
             raise ValueError("secret pixel values")
-        return real(pixels, **options)
+        return real.apply(pixels)
 
-    monkeypatch.setattr(image_encoder, "_processor", refusing)
+    monkeypatch.setattr(image_encoder, "_transform", dataclasses.replace(real, apply=refusing))
     report = embedcache.extract(make_manifest(6), image_encoder, tmp_path / "s", n_threads=1)
     assert [(f.id, f.reason) for f in report.failures] == [("s002", "transform")]
     assert "secret" not in report.failures[0].message

@@ -208,7 +208,7 @@ def test_a_store_of_version_1_0_grows(tmp_path: Path) -> None:
         def prepare(self, sample: str) -> Prepared:
             return Prepared(sample, hashlib.sha256(sample.encode()).digest()[:16], len(sample))
 
-        def encode(self, batch: list[Prepared]) -> Encoded:
+        def encode(self, batch: list[Prepared], *, tokens: bool = False) -> Encoded:
             return Encoded(np.array([[len(p.inputs)] * (D - 1) + [1.0] for p in batch], np.float32))
 
     shutil.copytree(OLD / "shards", tmp_path / "s")

@@ -1,0 +1,178 @@
+"""Text encoders: one class for every source library, which gives it a model and a tokenizer.
+
+Shape notation: b batch size, l tokens, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embedcache.data.reports import ReportPolicy, report_digest, report_text
+from embedcache.device import pick_device
+from embedcache.encoders.base import (
+    OF_INPUTS,
+    PREPROCESSING_VERSION,
+    Encoded,
+    EncoderOptions,
+    EncoderRecord,
+    Modality,
+    Pooling,
+    Prepared,
+    digest_weights,
+    freeze,
+    plain_json,
+    run_notes,
+)
+from embedcache.encoders.pooling import Output, choose_pooling, pool
+from embedcache.errors import EncoderError, refusing
+
+REPORT_TOKENS = 112  # as the paper's code: most reports end before
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """One text as its model takes it: token ids, and how many tokens were cut off at its end."""
+
+    ids: Sequence[int]
+    n_truncated: int = 0
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """What a source library gives, or a factory of the user's own.
+
+    Args:
+        source: the library's prefix, such as `hf`.
+        name: what the record calls it.
+        module: all weights that `forward` and `head` use and no others; they are hashed by content.
+        forward: from token ids (b, l) and the mask of real tokens (b, l) to what the model has.
+        tokenize: from a text to its token ids, special tokens included; safe in threads.
+        pad_id: the token id that fills up shorter texts, on the right.
+        config: architecture, tokenizer and settings that determine the output, JSON-ready.
+        max_length: most tokens of a text.
+        pad_to: fill every text up to so many tokens, for models that read their padding; None: to the longest of
+            a batch.
+        pooling: what its authors use, where they say.
+        head: what its authors put behind the pooling: (b, d) to (b, e).
+        layer: the block whose output `forward` gives; None: the last, with the model's final norm.
+        libraries: packages whose versions are worth a note.
+        notes: where it came from; not keyed.
+    """
+
+    source: str
+    name: str
+    module: torch.nn.Module
+    forward: Callable[[torch.Tensor, torch.Tensor], Output]
+    tokenize: Callable[[str], TokenIds]
+    pad_id: int
+    config: Mapping[str, Any]
+    max_length: int
+    pad_to: int | None = None
+    pooling: Pooling | None = None
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None
+    layer: int | None = None
+    libraries: Sequence[str] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+class TextEncoder:
+    """A frozen text model with its tokenizer, pooled as asked.
+
+    Args:
+        name: what the record calls it instead of the model's own name.
+
+    Raises:
+        EncoderError: the model has no such pooling.
+    """
+
+    modality: Modality = "text"
+    token_grid: tuple[int, int] | None = None
+
+    def __init__(self, model: TextModel, options: EncoderOptions, *, name: str | None = None) -> None:
+        self.report_policy = options.report or ReportPolicy()
+        self._tokenize, self._pad_id, self._pad_to = model.tokenize, model.pad_id, model.pad_to
+        device = pick_device(options.device)
+        weights = digest_weights(model.module)
+        freeze(model.module, device=device, compute_dtype=options.compute_dtype)
+        self._forward, self._head, self._device = model.forward, model.head, device
+        output, mask = self._run([model.tokenize("No acute findings.").ids])
+        self._pooling = choose_pooling(output, options.pooling or model.pooling, self.modality, model.name)
+        self.dim = self._pooled(output, mask).shape[-1]
+        self.token_dim = None if output.tokens is None else output.tokens.shape[-1]
+        identity = {
+            "source": model.source,
+            "modality": self.modality,
+            "model": plain_json(dict(model.config), f"{model.name}: config"),
+            "weights": weights,
+            "layer": "last" if model.layer is None else model.layer,
+            "pooling": self._pooling,
+            "dim": self.dim,
+            "report": asdict(self.report_policy),
+            "max_length": model.max_length,
+            "padding": {"id": model.pad_id, "to": model.pad_to or "longest"},
+            "compute_dtype": options.compute_dtype,
+            "preprocessing_version": PREPROCESSING_VERSION,
+        }
+        notes = {**run_notes(device, *model.libraries), **model.notes}
+        self.record = EncoderRecord(name or model.name, identity, notes)
+        self.fingerprint = self.record.fingerprint
+
+    def prepare(self, sample: Path | str) -> Prepared:
+        """Takes from one report what is to be encoded, and tokenises it."""
+        text = report_text(str(sample), self.report_policy)
+        with refusing("tokenise", "the encoder's tokenizer refused it", OF_INPUTS):
+            tokenised = self._tokenize(text)
+        return Prepared(tokenised.ids, report_digest(str(sample)), len(tokenised.ids), tokenised.n_truncated)
+
+    def encode(self, batch: Sequence[Prepared], *, tokens: bool = False) -> Encoded:
+        """Runs the model on b tokenised reports.
+
+        Args:
+            tokens: give the tokens too, with the length of each text.
+
+        Raises:
+            EncoderError: tokens were asked of a model that has none.
+        """
+        with torch.inference_mode():
+            output, mask = self._run([p.inputs for p in batch])
+            embeddings = self._pooled(output, mask).float().cpu().numpy()
+            if not tokens:
+                return Encoded(embeddings)
+            if output.tokens is None:
+                raise EncoderError(f"{self.record.name}: the model has no tokens, only pooled embeddings")
+            lengths = np.array([p.n_tokens for p in batch], np.int64)
+            real = output.tokens[:, : int(lengths.max())]
+            return Encoded(embeddings, real.float().cpu().numpy(), lengths)
+
+    def _run(self, texts: Sequence[Sequence[int]]) -> tuple[Output, torch.Tensor]:
+        longest = self._pad_to or max(len(ids) for ids in texts)
+        ids = torch.full((len(texts), longest), self._pad_id, dtype=torch.int64)
+        mask = torch.zeros((len(texts), longest), dtype=torch.int64)
+        for row, of_text in enumerate(texts):
+            ids[row, : len(of_text)] = torch.tensor(of_text, dtype=torch.int64)
+            mask[row, : len(of_text)] = 1
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        with torch.inference_mode():
+            return self._forward(ids, mask), mask
+
+    def _pooled(self, output: Output, mask: torch.Tensor) -> torch.Tensor:
+        pooled = pool(output, self._pooling, mask)
+        return pooled if self._head is None else self._head(pooled)
+
+
+def report_length(limit: int, asked: int | None, source: str, *, authors: int | None = None) -> int:
+    """Most tokens of a text: what was asked for, else 112, or less where the model or its authors take less.
+
+    Raises:
+        EncoderError: more than the model takes, or fewer than its special tokens and one word.
+    """
+    length = asked if asked is not None else min(REPORT_TOKENS, limit, authors or limit)
+    if not 2 < length <= limit:
+        raise EncoderError(f"{source}: max_length {length}, the model takes 3 to {limit} tokens")
+    return int(length)
