@@ -9,18 +9,18 @@ Shape notation: h and w of the image.
 from __future__ import annotations
 
 import io
-import logging
-import warnings
+import re
 import zlib
 from typing import Any
 
 import numpy as np
 
-from embedcache.data.radiograph import DecodePolicy, check_frame, check_pixels, stretched
+from embedcache.data.radiograph import DecodePolicy, check_frame, check_pixels, keep_quiet, stretched
 from embedcache.errors import InputError, refusing
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DICOMDIR = "1.2.840.10008.1.3.10"
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _META_START = 132  # behind the preamble and its mark
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", _DEFLATED)
 _DECODERS = {  # transfer syntax -> pydicom's name of the library that decodes it
@@ -61,7 +61,10 @@ def decode_dicom(data: bytes, policy: DecodePolicy) -> np.ndarray:
         InputError: `corrupt`, `no-pixels`, `too-large`, `several-frames`, `no-such-frame`, `no-decoder`, `unsupported`,
             `truncated`.
     """
-    _keep_quiet()
+    import pydicom.config
+
+    keep_quiet("pydicom")
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # it would quote values that break a rule
     with refusing("corrupt", "its DICOM header cannot be read"):
         syntax, body = _transfer_syntax(data)
         if syntax == _DEFLATED:
@@ -87,15 +90,6 @@ def _image(dataset: Any, syntax: str, policy: DecodePolicy) -> np.ndarray:
     return _grey(stored, dataset, policy)
 
 
-def _keep_quiet() -> None:
-    """Switches off what pydicom says of the files it reads: it quotes their tags, which identify patients."""
-    import pydicom.config
-
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module=r"pydicom\b")
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-
-
 def _transfer_syntax(data: bytes) -> tuple[str, int]:
     """The transfer syntax from the file's meta information, and where the data set begins behind it."""
     from pydicom.filereader import read_dataset
@@ -107,7 +101,10 @@ def _transfer_syntax(data: bytes) -> tuple[str, int]:
         raise InputError("no-pixels", "a DICOMDIR, which lists files and has no image")
     if "TransferSyntaxUID" not in meta:
         raise InputError("corrupt", "its DICOM header names no transfer syntax")
-    return str(meta.TransferSyntaxUID), handle.tell()
+    syntax = str(meta.TransferSyntaxUID)
+    if not _UID.fullmatch(syntax):
+        raise InputError("corrupt", "what its DICOM header names as transfer syntax is no UID")
+    return syntax, handle.tell()
 
 
 def _check_deflated(body: bytes, limit: int) -> None:

@@ -9,8 +9,10 @@ Shape notation: h and w of the decoded image.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -164,6 +166,12 @@ def read_regular(path: Path, *, max_bytes: int | None = None) -> bytes:
     return data
 
 
+def keep_quiet(library: str) -> None:
+    """Switches off what a library logs and warns of the files that it reads: it may quote what identifies a patient."""
+    logging.getLogger(library).setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=rf"{library}\b")
+
+
 def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values from `low` to `high` as 0 to 255, uint8; a constant image is black throughout."""
     if not high > low:
@@ -197,6 +205,7 @@ def check_pixels(width: int, height: int, n_frames: int, policy: DecodePolicy) -
 
 
 def _decode(data: bytes, policy: DecodePolicy) -> np.ndarray:
+    keep_quiet("PIL")
     formats = [str(name) for name in policy.formats if name != "DICOM"]
     with refusing("corrupt", "its header cannot be read"):
         try:
