@@ -128,7 +128,8 @@ def _fields_beside(location: _Path) -> list[str]:
 
 
 def _step(node: dict[str, Any], key: str, schema: dict[str, Any]) -> list[dict[str, Any]]:
-    below = node.get("properties", {}).get(key) or node.get("additionalProperties")
+    of_any_name = [node.get("additionalProperties"), *node.get("patternProperties", {}).values()]
+    below = node.get("properties", {}).get(key) or next(filter(None, of_any_name), None)
     if not isinstance(below, dict):
         return []
     options = below.get("oneOf") or below.get("anyOf") or [below]

@@ -116,11 +116,11 @@ def write_cxr_bert(root: Path, tokenizer: Path) -> Path:
 def write_sentence(root: Path, bert: Path, *, dense: bool = True) -> Path:
     """A sentence-transformers checkpoint: class token, a dense layer with tanh, normalisation."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
     transformer = Transformer(str(bert), max_seq_length=24)
-    pooling = Pooling(transformer.get_word_embedding_dimension(), pooling_mode="cls")
-    between = [Dense(in_features=pooling.get_sentence_embedding_dimension(), out_features=10)] if dense else []
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="cls")
+    between = [Dense(in_features=pooling.get_embedding_dimension(), out_features=10)] if dense else []
     SentenceTransformer(modules=[transformer, pooling, *between, Normalize()], device="cpu").save(str(root))
     return root
 

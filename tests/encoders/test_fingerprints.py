@@ -363,3 +363,21 @@ def test_weights_of_any_dtype_and_shape_have_a_digest() -> None:
     module.b1[1, 2] = 2
     assert base.digest_weights(module) != digest
     assert len(digest_arrays([])) == 64
+
+
+def test_the_example_of_the_docs_works(tmp_path: Path, images: list[Path], monkeypatch) -> None:
+    import re
+
+    import torchvision
+
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text("utf-8")
+    code = re.search(r"```python\n# my_encoders.py\n(.*?)```", page, re.DOTALL)
+    assert code is not None
+    (tmp_path / "my_encoders.py").write_text(code[1])
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    encoder = embedcache.load_encoder("py:my_encoders:resnet", device="cpu")
+    encoded = encoder.encode([encoder.prepare(path) for path in images], tokens=True)
+    assert encoded.embeddings.shape == (len(images), 512)
+    assert encoded.tokens.shape == (len(images), 49, 512)

@@ -145,3 +145,21 @@ def test_names_become_directories_of_their_own(tmp_path: Path, encoders: str, me
 def test_no_recipe_there(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no recipe there; pipelines/ holds examples"):
         read_recipe(tmp_path / "none.yaml")
+
+
+def test_what_an_encoder_is_asked_for(tmp_path: Path) -> None:
+    asked = GOOD.replace(
+        "vit: {tiny: tiny-vit, pooling: mean}",
+        "vit: {source: rad-dino, pooling: cls_mean, image_size: 518, token_grid: 16, "
+        "decode: {window: [40, 400], formats: [DICOM]}}",
+    ).replace("bert: {tiny: tiny-bert}", "bert: {source: minilm, report: {unit: sentence}, max_length: 64}")
+    recipe = read_recipe(written(tmp_path, asked + "extract: {tokens: true}\n"))
+    image, text = recipe.encoders.image["vit"].options(), recipe.encoders.text["bert"].options()
+    assert (image["pooling"], image["image_size"], image["token_grid"]) == ("cls_mean", 518, 16)
+    assert image["decode"].window == (40.0, 400.0)
+    assert image["decode"].formats == ("DICOM",)
+    assert text["report"].unit == "sentence"
+    assert recipe.extract.tokens
+    message = refusal(tmp_path, asked.replace("unit: sentence", "unit: word").replace("window:", "windows:"))
+    assert "did you mean 'window'?" in message
+    assert "encoders.text.bert.report.unit" in message
