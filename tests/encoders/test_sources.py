@@ -405,3 +405,33 @@ def test_truncation_is_counted(made) -> None:
         assert full.n_truncated == 0
         assert cut.n_tokens == 6
         assert cut.n_truncated == full.n_tokens - 6
+
+
+# pre-trained weights on real radiographs, where they lie beside this checkout
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real radiographs and encoders are not beside this checkout")
+@pytest.mark.parametrize("name", ["vit-tiny-imagenet-timm", "mobilenetv2-imagenet-timm", "vit-tiny-imagenet-hf"])
+def test_pretrained_encoders_on_real_radiographs(name: str) -> None:
+    import timm
+    from transformers import AutoImageProcessor, AutoModel
+
+    radiographs = [
+        *sorted((SHARED / "shenzhen").rglob("*.png"))[:3],
+        *sorted((SHARED / "open_i_40").rglob("*.png"))[:3],
+    ]
+    directory = SHARED / "encoders" / name
+    with torch.inference_mode():
+        if name.endswith("hf"):
+            processor, model = (
+                AutoImageProcessor.from_pretrained(directory),
+                AutoModel.from_pretrained(directory).eval(),
+            )
+            expected = model(**processor(opened(radiographs), return_tensors="pt")).last_hidden_state[:, 0]
+        else:
+            model = timm.create_model(f"local-dir:{directory}", pretrained=True, num_classes=0).eval()
+            transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+            expected = model(torch.stack([transform(image) for image in opened(radiographs)]))
+    check_equal(run_images(f"{'hf' if name.endswith('hf') else 'timm'}:{directory}", radiographs)[1], expected)

@@ -15,7 +15,7 @@ from embedcache import Manifest
 from embedcache.data.reports import ReportPolicy
 
 sys.path.append(str(Path(__file__).parent.parent / "data"))
-from dicoms import bad_dicoms
+from dicoms import bad_dicoms, grey, saved
 from odd_images import write_bad, write_good
 
 CANARY = "CANARYzQ9"
@@ -135,3 +135,35 @@ def test_sentences_of_bad_reports_fail_by_the_reports_id(tmp_path: Path, checkpo
     report = embedcache.extract(Manifest(frame, name="m", root=tmp_path), encoder, tmp_path / "s")
     assert {f.id for f in report.failures} == set(bad)
     assert report.n_embedded == 0
+
+
+def test_nothing_of_a_patient_is_kept_or_told(tmp_path: Path, image_encoder, caplog, recwarn, capfd) -> None:
+    """DICOM files full of canaries, sound and broken, through a whole extraction."""
+    import base64
+    import logging
+
+    from test_dicom import CANARY as OF_PATIENT
+    from test_dicom import with_canaries
+
+    root = tmp_path / "files"
+    root.mkdir()
+    for k in range(6):
+        tags = {} if k % 2 else {"Rows": 999, "PhotometricInterpretation": OF_PATIENT}
+        content = saved(with_canaries(grey(top=1000 + 200 * k), **tags))
+        (root / f"{k}.dcm").write_bytes(content[: -100 * (k == 5)] if k == 5 else content)
+    ids = [f"s{k}" for k in range(6)]
+    frame = pd.DataFrame({"id": ids, "image": [f"{k}.dcm" for k in range(6)], "report": "x"})
+    caplog.set_level(logging.DEBUG)
+    caplog.clear()  # what pydicom said while these files were made
+    recwarn.clear()
+    capfd.readouterr()
+    report = embedcache.extract(Manifest(frame, name="m", root=root), image_encoder, tmp_path / "store")
+    assert (report.n_embedded, report.n_failed) == (2, 4)
+    captured = capfd.readouterr()
+    told = json.dumps(report.to_json()) + captured.out + captured.err + caplog.text
+    told += "".join(str(warning.message) for warning in recwarn.list)
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "store").iterdir())
+    forms = [OF_PATIENT.encode(), OF_PATIENT.encode("utf-16-le"), base64.b64encode(OF_PATIENT.encode())]
+    for form in forms:
+        assert form not in told.encode()
+        assert form not in kept
