@@ -13,7 +13,7 @@ import torch
 from embedcache.encoders.base import EncoderOptions, Modality, Pooling, quiet_transformers
 from embedcache.encoders.checkpoint import Checkpoint
 from embedcache.encoders.image import ImageModel
-from embedcache.encoders.pooling import Output, square_grid
+from embedcache.encoders.pooling import Output, block_index, square_grid
 from embedcache.encoders.sentence import SentenceModules, sentence_settings
 from embedcache.encoders.text import TextModel, report_length
 from embedcache.encoders.tokenizing import Tokenize, load_tokenizer, tokenizer_identity
@@ -273,12 +273,7 @@ def _at_layer(output: Any, options: EncoderOptions, checkpoint: Checkpoint) -> t
     if options.layer is None:
         return output.last_hidden_state
     blocks = output.hidden_states[1:]  # before them stand the embeddings
-    if not (1 <= options.layer <= len(blocks) or -len(blocks) <= options.layer <= -1):
-        raise EncoderError(
-            f"{checkpoint.source}: layer {options.layer}, the model has blocks 1 to {len(blocks)} (or -1 to "
-            f"-{len(blocks)})"
-        )
-    return blocks[options.layer - 1 if options.layer > 0 else options.layer]
+    return blocks[block_index(options.layer, len(blocks), checkpoint.source)]
 
 
 def _transform(checkpoint: Checkpoint, options: EncoderOptions) -> ImageTransform:

@@ -15,7 +15,7 @@ import torch
 from embedcache.encoders.base import EncoderOptions, Modality, quiet_transformers
 from embedcache.encoders.checkpoint import HUB_PREFIX, Checkpoint
 from embedcache.encoders.image import ImageModel
-from embedcache.encoders.pooling import Output, square_grid
+from embedcache.encoders.pooling import Output, block_index, square_grid
 from embedcache.encoders.text import TextModel, TokenIds, report_length
 from embedcache.encoders.timm import output_of_features, timm_output
 from embedcache.encoders.tokenizing import Tokenize, tokenizer_identity
@@ -199,11 +199,7 @@ def _tokenizing(tokenizer: Any, max_length: int, checkpoint: Checkpoint) -> tupl
 
 def _index(layer: int | None, n_blocks: int, source: str) -> int:
     """The block's index from 0; None is the last."""
-    if layer is None:
-        return n_blocks - 1
-    if not (1 <= layer <= n_blocks or -n_blocks <= layer <= -1):
-        raise EncoderError(f"{source}: layer {layer}, the model has blocks 1 to {n_blocks} (or -1 to -{n_blocks})")
-    return layer - 1 if layer > 0 else n_blocks + layer
+    return n_blocks - 1 if layer is None else block_index(layer, n_blocks, source)
 
 
 def _on_the_hub(location: str) -> str:

@@ -75,6 +75,17 @@ def choose_pooling(output: Output, asked: Pooling | None, modality: Modality, na
     return asked
 
 
+def block_index(layer: int, n_blocks: int, name: str) -> int:
+    """The index from 0 of a block that is counted from 1, or from -1 backwards.
+
+    Raises:
+        EncoderError: no such block.
+    """
+    if not (1 <= layer <= n_blocks or -n_blocks <= layer <= -1):
+        raise EncoderError(f"{name}: layer {layer}, the model has blocks 1 to {n_blocks} (or -1 to -{n_blocks})")
+    return layer - 1 if layer > 0 else n_blocks + layer
+
+
 def square_grid(n_cells: int, height: int, width: int, name: str) -> tuple[int, int]:
     """Rows and columns of n cells that lie over an image of this height and width.
 

@@ -15,7 +15,7 @@ import torch
 from embedcache.encoders.base import EncoderOptions, Modality
 from embedcache.encoders.checkpoint import HUB_PREFIX, Checkpoint
 from embedcache.encoders.image import ImageModel
-from embedcache.encoders.pooling import Output, square_grid
+from embedcache.encoders.pooling import Output, block_index, square_grid
 from embedcache.encoders.transforms import of_compose, paper_transform
 from embedcache.errors import EncoderError
 
@@ -71,10 +71,7 @@ def output_of_features(model: Any, features: torch.Tensor, pixels: torch.Tensor,
 
 
 def _at_layer(model: Any, pixels: torch.Tensor, layer: int, source: str) -> Output:
-    n_blocks = len(model.feature_info)
-    if not (1 <= layer <= n_blocks or -n_blocks <= layer <= -1):
-        raise EncoderError(f"{source}: layer {layer}, the model has blocks 1 to {n_blocks} (or -1 to -{n_blocks})")
-    index = layer - 1 if layer > 0 else n_blocks + layer
+    index = block_index(layer, len(model.feature_info), source)
     has_prefix = getattr(model, "num_prefix_tokens", 0) > 0
     arguments = {"return_prefix_tokens": True} if has_prefix else {}
     found = model.forward_intermediates(
