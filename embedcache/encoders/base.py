@@ -104,6 +104,51 @@ class EncoderRecord:
         return {"name": self.name, "identity": dict(self.identity), "notes": dict(self.notes)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What every source library gives of a model; `ImageModel` and `TextModel` add what their modality needs.
+
+    Args:
+        module: all weights that are used and no others; they are hashed by content.
+        config: architecture and settings that determine the output beside the weights, JSON-ready.
+        source: the library's prefix, such as `hf`.
+        name: what the record calls it.
+        pooling: what its authors use, where they say.
+        layer: the block whose output is taken; None: the last, with the model's final norm.
+        libraries: packages whose versions are worth a note.
+        notes: where it came from; not keyed.
+    """
+
+    module: torch.nn.Module
+    config: Mapping[str, Any]
+    source: str = "py"
+    name: str = "own"
+    pooling: Pooling | None = None
+    layer: int | None = None
+    libraries: Sequence[str] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def record(
+        self, preparation: Mapping[str, Any], options: EncoderOptions, *, name: str | None, device: str
+    ) -> EncoderRecord:
+        """All that determines the values; to be asked before the weights are cast to the compute dtype.
+
+        Args:
+            preparation: modality, pooling, width, and how inputs are made ready, JSON-ready.
+            name: what the record calls it instead of `name`.
+        """
+        identity = {
+            "source": self.source,
+            "model": plain_json(dict(self.config), f"{self.name}: config"),
+            "weights": digest_weights(self.module),
+            "layer": "last" if self.layer is None else self.layer,
+            **plain_json(dict(preparation), f"{self.name}: preparation"),
+            "compute_dtype": options.compute_dtype,
+            "preprocessing_version": PREPROCESSING_VERSION,
+        }
+        return EncoderRecord(name or self.name, identity, {**run_notes(device, *self.libraries), **self.notes})
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One sample made ready for the encoder.

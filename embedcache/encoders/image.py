@@ -5,10 +5,9 @@ Shape notation: b batch size, c channels, H and W input size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,17 +15,13 @@ from embedcache.data.radiograph import DecodePolicy, read_radiograph
 from embedcache.device import pick_device
 from embedcache.encoders.base import (
     OF_INPUTS,
-    PREPROCESSING_VERSION,
     Encoded,
     EncoderOptions,
-    EncoderRecord,
     Modality,
-    Pooling,
+    Model,
     Prepared,
-    digest_weights,
     freeze,
-    plain_json,
-    run_notes,
+    torch_dtype,
 )
 from embedcache.encoders.pooling import Output, choose_grid, choose_pooling, pool, to_grid
 from embedcache.encoders.transforms import ImageTransform
@@ -35,35 +30,19 @@ from embedcache.errors import EncoderError, refusing
 _REDUCED_JPEG = 2  # a reduced JPEG stays at least so many times as large as what it is resized to
 
 
-@dataclass(frozen=True)
-class ImageModel:
-    """What a source library gives, or a factory of the user's own.
+@dataclass(frozen=True, kw_only=True)
+class ImageModel(Model):
+    """An image model as a source library gives it, or a factory of the user's own.
 
     Args:
-        source: the library's prefix, such as `hf`.
-        name: what the record calls it.
-        module: all weights that `forward` uses and no others; they are hashed by content.
         forward: from (b, c, H, W) to what the model has.
         transform: from decoded pixels to (c, H, W).
-        config: architecture and settings that determine the output beside the weights, JSON-ready.
-        pooling: what its authors use, where they say.
         native_size: (H, W) that its position embeddings were trained at; None where it has none.
-        layer: the block whose output `forward` gives; None: the last, with the model's final norm.
-        libraries: packages whose versions are worth a note.
-        notes: where it came from; not keyed.
     """
 
-    source: str
-    name: str
-    module: torch.nn.Module
     forward: Callable[[torch.Tensor], Output]
     transform: ImageTransform
-    config: Mapping[str, Any]
-    pooling: Pooling | None = None
     native_size: tuple[int, int] | None = None
-    layer: int | None = None
-    libraries: Sequence[str] = ()
-    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class ImageEncoder:
@@ -79,41 +58,29 @@ class ImageEncoder:
     modality: Modality = "image"
 
     def __init__(self, model: ImageModel, options: EncoderOptions, *, name: str | None = None) -> None:
-        self._transform = model.transform
-        shape = model.transform.output_shape(model.name)
+        self._transform, self._forward = model.transform, model.forward
         self._policy = _decode_policy(options.decode, model.transform)
-        device = pick_device(options.device)
-        weights = digest_weights(model.module)
-        self._model = freeze(model.module, device=device, compute_dtype=options.compute_dtype)
-        self._forward, self._device = model.forward, device
-        self._dtype = next(self._model.parameters()).dtype
-        output = self._probe(shape, model)
+        self._device, self._dtype = pick_device(options.device), torch_dtype(options.compute_dtype)
+        shape = model.transform.output_shape(model.name)
+        output = self._first_look(model, shape)
         self._pooling = choose_pooling(output, options.pooling or model.pooling, self.modality, model.name)
         self.token_grid = choose_grid(output.grid, options.token_grid, model.name)
         self.token_dim = None if output.tokens is None else output.tokens.shape[-1]
         self.dim = pool(output, self._pooling).shape[-1]
-        size = shape[1:]
-        identity = {
-            "source": model.source,
+        native, size = model.native_size, shape[1:]
+        preparation = {
             "modality": self.modality,
-            "model": plain_json(dict(model.config), f"{model.name}: config"),
-            "weights": weights,
-            "layer": "last" if model.layer is None else model.layer,
             "pooling": self._pooling,
             "dim": self.dim,
-            "input_size": list(size),
-            "position_embeddings": None
-            if model.native_size is None
-            else {"native_size": list(model.native_size), "interpolated": tuple(model.native_size) != tuple(size)},
-            "token_grid": None if self.token_grid is None else list(self.token_grid),
-            "decode": plain_json(asdict(self._policy), "decode policy"),
-            "transform": dict(model.transform.identity),
-            "compute_dtype": options.compute_dtype,
-            "preprocessing_version": PREPROCESSING_VERSION,
+            "input_size": size,
+            "position_embeddings": native and {"native_size": native, "interpolated": native != size},
+            "token_grid": self.token_grid,
+            "decode": asdict(self._policy),
+            "transform": model.transform.identity,
         }
-        notes = {**run_notes(device, "pillow", *model.libraries), **model.notes}
-        self.record = EncoderRecord(name or model.name, identity, notes)
+        self.record = model.record(preparation, options, name=name, device=self._device)
         self.fingerprint = self.record.fingerprint
+        self._module = freeze(model.module, device=self._device, compute_dtype=options.compute_dtype)
 
     def prepare(self, sample: Path | str) -> Prepared:
         """Decodes and transforms one image file."""
@@ -141,11 +108,12 @@ class ImageEncoder:
             cells = to_grid(output.tokens.float(), output.grid, self.token_grid)
             return Encoded(embeddings, cells.cpu().numpy())
 
-    def _probe(self, shape: tuple[int, int, int], model: ImageModel) -> Output:
+    def _first_look(self, model: ImageModel, shape: tuple[int, int, int]) -> Output:
         """One black image through the model: shows what it has, and that it runs at this size."""
         try:
             with torch.inference_mode():
-                return self._forward(torch.zeros((1, *shape), device=self._device, dtype=self._dtype))
+                freeze(model.module, device="cpu", compute_dtype="float32")
+                return model.forward(torch.zeros((1, *shape)))
         except EncoderError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:

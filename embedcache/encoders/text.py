@@ -5,10 +5,9 @@ Shape notation: b batch size, l tokens, d width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +16,12 @@ from embedcache.data.reports import ReportPolicy, report_digest, report_text
 from embedcache.device import pick_device
 from embedcache.encoders.base import (
     OF_INPUTS,
-    PREPROCESSING_VERSION,
     Encoded,
     EncoderOptions,
-    EncoderRecord,
     Modality,
-    Pooling,
+    Model,
     Prepared,
-    digest_weights,
     freeze,
-    plain_json,
-    run_notes,
 )
 from embedcache.encoders.pooling import Output, choose_pooling, pool
 from embedcache.errors import EncoderError, refusing
@@ -43,42 +37,26 @@ class TokenIds:
     n_truncated: int = 0
 
 
-@dataclass(frozen=True)
-class TextModel:
-    """What a source library gives, or a factory of the user's own.
+@dataclass(frozen=True, kw_only=True)
+class TextModel(Model):
+    """A text model as a source library gives it, or a factory of the user's own; its tokenizer belongs into `config`.
 
     Args:
-        source: the library's prefix, such as `hf`.
-        name: what the record calls it.
-        module: all weights that `forward` and `head` use and no others; they are hashed by content.
         forward: from token ids (b, l) and the mask of real tokens (b, l) to what the model has.
         tokenize: from a text to its token ids, special tokens included; safe in threads.
         pad_id: the token id that fills up shorter texts, on the right.
-        config: architecture, tokenizer and settings that determine the output, JSON-ready.
         max_length: most tokens of a text.
         pad_to: fill every text up to so many tokens, for models that read their padding; None: to the longest of
             a batch.
-        pooling: what its authors use, where they say.
         head: what its authors put behind the pooling: (b, d) to (b, e).
-        layer: the block whose output `forward` gives; None: the last, with the model's final norm.
-        libraries: packages whose versions are worth a note.
-        notes: where it came from; not keyed.
     """
 
-    source: str
-    name: str
-    module: torch.nn.Module
     forward: Callable[[torch.Tensor, torch.Tensor], Output]
     tokenize: Callable[[str], TokenIds]
     pad_id: int
-    config: Mapping[str, Any]
     max_length: int
     pad_to: int | None = None
-    pooling: Pooling | None = None
     head: Callable[[torch.Tensor], torch.Tensor] | None = None
-    layer: int | None = None
-    libraries: Sequence[str] = ()
-    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class TextEncoder:
@@ -97,31 +75,24 @@ class TextEncoder:
     def __init__(self, model: TextModel, options: EncoderOptions, *, name: str | None = None) -> None:
         self.report_policy = options.report or ReportPolicy()
         self._tokenize, self._pad_id, self._pad_to = model.tokenize, model.pad_id, model.pad_to
-        device = pick_device(options.device)
-        weights = digest_weights(model.module)
-        freeze(model.module, device=device, compute_dtype=options.compute_dtype)
-        self._forward, self._head, self._device = model.forward, model.head, device
+        self._forward, self._head, self._device = model.forward, model.head, "cpu"
+        freeze(model.module, device=self._device, compute_dtype="float32")
         output, mask = self._run([model.tokenize("No acute findings.").ids])
         self._pooling = choose_pooling(output, options.pooling or model.pooling, self.modality, model.name)
         self.dim = self._pooled(output, mask).shape[-1]
         self.token_dim = None if output.tokens is None else output.tokens.shape[-1]
-        identity = {
-            "source": model.source,
+        preparation = {
             "modality": self.modality,
-            "model": plain_json(dict(model.config), f"{model.name}: config"),
-            "weights": weights,
-            "layer": "last" if model.layer is None else model.layer,
             "pooling": self._pooling,
             "dim": self.dim,
             "report": asdict(self.report_policy),
             "max_length": model.max_length,
             "padding": {"id": model.pad_id, "to": model.pad_to or "longest"},
-            "compute_dtype": options.compute_dtype,
-            "preprocessing_version": PREPROCESSING_VERSION,
         }
-        notes = {**run_notes(device, *model.libraries), **model.notes}
-        self.record = EncoderRecord(name or model.name, identity, notes)
+        self._device = pick_device(options.device)
+        self.record = model.record(preparation, options, name=name, device=self._device)
         self.fingerprint = self.record.fingerprint
+        self._module = freeze(model.module, device=self._device, compute_dtype=options.compute_dtype)
 
     def prepare(self, sample: Path | str) -> Prepared:
         """Takes from one report what is to be encoded, and tokenises it."""

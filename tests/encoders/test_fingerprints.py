@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import embedcache
 from embedcache.data.radiograph import DecodePolicy
 from embedcache.data.reports import ReportPolicy
-from embedcache.encoders import base, image
+from embedcache.encoders import base
 from embedcache.fingerprint import digest_arrays
 
 Change = Callable[[Path], None]
@@ -225,7 +225,7 @@ def test_it_stays(made, tmp_path: Path, case: str) -> None:
 
 def test_the_version_of_our_own_preparation_is_covered(made, monkeypatch) -> None:
     before = fingerprint(VIT, made["hf-image"]["vit"])
-    monkeypatch.setattr(image, "PREPROCESSING_VERSION", base.PREPROCESSING_VERSION + 1)
+    monkeypatch.setattr(base, "PREPROCESSING_VERSION", base.PREPROCESSING_VERSION + 1)
     assert fingerprint(VIT, made["hf-image"]["vit"]) != before
 
 
@@ -297,7 +297,7 @@ def build():
     def forward(pixels):
         cells = module(pixels)
         return Output(cells.flatten(2).transpose(1, 2), (cells.shape[2], cells.shape[3]), pooler=cells.amax((2, 3)))
-    return ImageModel("mine", "mine", module, forward, transform, {{"note": {note!r}}})
+    return ImageModel(module=module, forward=forward, transform=transform, config={{"note": {note!r}}})
 
 not_a_function = 3
 

@@ -60,7 +60,7 @@ def test_the_longest_text_fits_where_positions_start_behind_padding(tmp_path: Pa
 
 
 def test_it_is_frozen(image_encoder) -> None:
-    model = image_encoder._model
+    model = image_encoder._module
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
 
