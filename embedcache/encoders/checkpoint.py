@@ -77,15 +77,28 @@ class Checkpoint:
         name = self.source.partition(":")[2].removeprefix(HUB_PREFIX).partition("@")[0]
         return f"fetch it anew with 'hf download {name} --revision {self.revision} --force-download'"
 
-    def json(self, file: str) -> Any:
-        """A JSON file of the checkpoint; empty where there is none.
+    def json(self, file: str) -> dict[str, Any]:
+        """A JSON file of the checkpoint with named fields; empty where there is no such file.
+
+        Raises:
+            EncoderError: not JSON, or no fields in it.
+        """
+        found = self.any_json(file) if (self.directory / file).is_file() else {}
+        if not isinstance(found, dict):
+            raise EncoderError(
+                f"{self.source}: {file} holds a {type(found).__name__}, expected named fields; {self.remedy}"
+            )
+        return found
+
+    def any_json(self, file: str) -> Any:
+        """A JSON file of any content; None where there is no such file.
 
         Raises:
             EncoderError: not JSON.
         """
         path = self.directory / file
         if not path.is_file():
-            return {}
+            return None
         try:
             return json.loads(path.read_text("utf-8"))
         except ValueError as error:
@@ -136,7 +149,8 @@ class Checkpoint:
         Raises:
             EncoderError: the config names code in another repository, whose content is not here to be hashed.
         """
-        named = [entry for file in ("config.json", "tokenizer_config.json") for entry in _auto_map(self.json(file))]
+        described = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
+        named = [entry for file in described for entry in _auto_map(self.json(file))]
         if not self.trust_remote_code or not named:
             return {}
         elsewhere = sorted({entry for entry in named if "--" in entry})

@@ -25,7 +25,7 @@ _CONFIG_NOT_VALUES = ("_name_or_path", "transformers_version", "architectures", 
 _CLASS_TOKENS = ("cls_token", "class_embedding")
 _PREFIX_TOKENS = (*_CLASS_TOKENS, "register_tokens", "distillation_token")
 # these have no class token but an attention that pools; their text sides read padding as they read words
-_SIGLIP = ("siglip_vision_model", "siglip_text_model")
+_SIGLIP = ("siglip_vision_model", "siglip_text_model", "siglip2_text_model")
 # checkpoints of a known architecture under a name of their own, which transformers would load by code from the hub
 _OF_KNOWN_ARCHITECTURE = {"cxr-bert": "bert"}
 
@@ -124,6 +124,11 @@ def _load_text(checkpoint: Checkpoint, options: EncoderOptions) -> TextModel:
     reads_padding = model.config.model_type in _SIGLIP
     authors_length, lower_case = sentence_settings(checkpoint)
     limit = min(tokenizer.model_max_length, _positions(model))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise EncoderError(
+            f"{checkpoint.source}: the tokenizer has {tokenizer.vocab_size} words, the model "
+            f"{model.config.vocab_size}; they do not belong together"
+        )
     max_length = report_length(limit, options.max_length, checkpoint.source, authors=authors_length)
 
     def forward(ids: torch.Tensor, mask: torch.Tensor) -> Output:

@@ -53,8 +53,8 @@ class SentenceModules:
         Raises:
             EncoderError: a module that is not known here.
         """
-        listed = checkpoint.json("modules.json")
-        if not isinstance(listed, list):
+        listed = checkpoint.any_json("modules.json")
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
             return None
         pooling: Pooling = "mean"
         steps: list[torch.nn.Module] = []

@@ -12,6 +12,8 @@ from embedcache.encoders.text import TokenIds
 from embedcache.errors import EncoderError
 from embedcache.fingerprint import fingerprint
 
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "tekken.json")
+
 
 class Tokenize:
     """A text to token ids, one thread at a time: a fast tokenizer keeps its truncation as state.
@@ -37,9 +39,18 @@ class Tokenize:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's fast tokenizer."""
+    """The checkpoint's fast tokenizer.
+
+    Raises:
+        EncoderError: it has none.
+    """
     from transformers import AutoTokenizer, BertTokenizerFast
 
+    if not any(True for pattern in _VOCABULARIES for _ in checkpoint.directory.glob(pattern)):
+        # transformers would make a tokenizer without words, which takes every report for the same one
+        raise EncoderError(
+            f"{checkpoint.source}: no tokenizer, expected one of {', '.join(_VOCABULARIES)}; {checkpoint.remedy}"
+        )
     # BioViL's own class of tokenizer is BERT's with a name of its own
     own_class = checkpoint.json("tokenizer_config.json").get("tokenizer_class") == "CXRBertTokenizer"
     with quiet_transformers(), checkpoint.loading("tokenizer"):

@@ -48,8 +48,8 @@ class ImageTransform:
         wide, tall = (self.apply(np.zeros((*sides, *grey), np.uint8)).shape for sides in ((48, 64), (64, 48)))
         if wide != tall or len(wide) != 3:
             raise EncoderError(
-                f"{source}: its transform gives images of different shapes ({list(wide)}, {list(tall)}), which cannot "
-                "be batched; choose transform 'paper' (--transform paper)"
+                f"{source}: its transform gives arrays of shapes {list(wide)} for a wide image and {list(tall)} for a "
+                "tall one, expected [channels, height, width] alike; choose transform 'paper' (--transform paper)"
             )
         return wide[0], wide[1], wide[2]
 

@@ -348,5 +348,39 @@ def test_images_of_different_shapes_cannot_be_batched(checkpoints: Path, tmp_pat
     shutil.copytree(checkpoints / "vit", copy)
     path = copy / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "size": {"shortest_edge": 128}}))
-    with pytest.raises(EncoderError, match="images of different shapes"):
+    with pytest.raises(EncoderError, match="for a wide image and"):
         embedcache.load_encoder(f"hf:{copy}")
+
+
+def test_a_checkpoint_without_its_tokenizer_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    """transformers would go on with an empty vocabulary, and every report would be the same."""
+    copy = tmp_path / "bert"
+    shutil.copytree(checkpoints / "bert", copy)
+    for path in [*copy.glob("tokenizer*"), *copy.glob("vocab*")]:
+        path.unlink()
+    with pytest.raises(EncoderError, match=r"no tokenizer, expected one of tokenizer.json, vocab.txt"):
+        embedcache.load_encoder(f"hf:{copy}")
+
+
+def test_a_tokenizer_of_another_model_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bert"
+    shutil.copytree(checkpoints / "bert", copy)
+    words = json.loads((copy / "tokenizer.json").read_text())
+    for k in range(50):
+        words["model"]["vocab"][f"word{k}"] = len(words["model"]["vocab"])
+    (copy / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(EncoderError, match=r"the tokenizer has \d+ words, the model \d+; they do not belong together"):
+        embedcache.load_encoder(f"hf:{copy}")
+
+
+@pytest.mark.parametrize("source", ["hf", "timm", "xrv", "open_clip"])
+@pytest.mark.parametrize("content", ["{", "[1]", "3", '"words"', "{}", "null"])
+def test_a_config_that_is_none_is_an_error_of_ours(tmp_path: Path, source: str, content: str) -> None:
+    for file in ("config.json", "open_clip_config.json", "modules.json"):
+        (tmp_path / file).write_text(content)
+    save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(EncoderError, match=source):
+        embedcache.load_encoder(f"{source}:{tmp_path}", modality="image")
+    if source in ("hf", "open_clip"):
+        with pytest.raises(EncoderError, match=source):
+            embedcache.load_encoder(f"{source}:{tmp_path}", modality="text")
