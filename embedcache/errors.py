@@ -78,6 +78,10 @@ class DeviceError(UserError, ValueError):
     """A device that this machine does not have."""
 
 
+class WorkerError(EmbedCacheError, RuntimeError):
+    """Worker processes that cannot be reached, or that die over and over."""
+
+
 class RunNotFoundError(UserError, FileNotFoundError):
     """No trained Adaptor in a run directory."""
 

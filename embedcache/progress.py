@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -10,7 +11,9 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """A counter that shows how far a long step is. Used as a context manager.
+    """A counter that shows how far a long step is, how fast, and how long it will take; safe in threads.
+
+    Used as a context manager.
 
     Args:
         label: what is being done.
@@ -23,6 +26,7 @@ class Progress:
         self._done, self._note = 0, ""
         self._started = self._last_line = time.monotonic()
         self._shown = -1
+        self._lock = threading.Lock()
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -31,14 +35,15 @@ class Progress:
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Counts `n` units as done; `note` is shown beside the count."""
-        self._done += n
-        self._note = note or self._note
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._note, refresh=False)
-            self._bar.update(n)
-        elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
-            self._last_line = time.monotonic()
-            self._print_line()
+        with self._lock:
+            self._done += n
+            self._note = note or self._note
+            if self._bar is not None:
+                self._bar.set_postfix_str(self._note, refresh=False)
+                self._bar.update(n)
+            elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
+                self._last_line = time.monotonic()
+                self._print_line()
 
     def _print_line(self) -> None:
         if self._shown == self._done:
@@ -46,8 +51,10 @@ class Progress:
         self._shown = self._done
         seconds = max(time.monotonic() - self._started, 1e-9)
         note = f", {self._note}" if self._note else ""
-        rate = f"{self._done / seconds:,.1f} {self._unit}/s"
-        print(f"{self._label}: {self._done}/{self._total} {self._unit}, {rate}{note}", file=sys.stderr)
+        rate = self._done / seconds
+        left = f", {in_words((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
+        counted = f"{self._label}: {self._done}/{self._total} {self._unit}, {rate:,.1f} {self._unit}/s"
+        print(f"{counted}{left}{note}", file=sys.stderr)
 
     def __enter__(self) -> Progress:
         return self
@@ -59,3 +66,11 @@ class Progress:
             self._bar.close()
         else:
             self._print_line()
+
+
+def in_words(seconds: float) -> str:
+    """A time for people: `8 s`, `12 min`, `3.4 h`, `5.1 days`."""
+    for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{seconds / size:.{0 if size < 3600 else 1}f} {unit}"
+    return f"{seconds / 86400:.1f} days"

@@ -160,17 +160,7 @@ class Manifest:
         Raises:
             InputError: blank, outside the root, or not there.
         """
-        if not relative or "\0" in relative:
-            raise InputError("no-path", "no path given" if not relative else "a path with a NUL character")
-        root = self.root.resolve()
-        try:
-            path = (root / relative).resolve(strict=True)
-        except (OSError, RuntimeError, ValueError) as error:  # a symlink loop is a RuntimeError in Python 3.11
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            raise InputError("missing", f"no file at its path below the root ({reason})") from error
-        if not path.is_relative_to(root):
-            raise InputError("outside-root", "its path leads outside the manifest's root")
-        return path
+        return path_below(self.root, relative)
 
     def audit(self, *, files: bool | Mapping[str, bytes] = True) -> AuditReport:
         """Counts patients, reports and identical image files that stand in several splits.
@@ -181,6 +171,25 @@ class Manifest:
         from embedcache.data.audit import audit
 
         return audit(self, files=files)
+
+
+def path_below(root: Path, relative: str) -> Path:
+    """A file that must lie inside `root`, symlinks resolved.
+
+    Raises:
+        InputError: blank, outside the root, or not there.
+    """
+    if not relative or "\0" in relative:
+        raise InputError("no-path", "no path given" if not relative else "a path with a NUL character")
+    root = root.resolve()
+    try:
+        path = (root / relative).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:  # a symlink loop is a RuntimeError in Python 3.11
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise InputError("missing", f"no file at its path below the root ({reason})") from error
+    if not path.is_relative_to(root):
+        raise InputError("outside-root", "its path leads outside the manifest's root")
+    return path
 
 
 def _read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -9,7 +9,7 @@ import contextlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from embedcache.data.radiograph import DecodePolicy
     from embedcache.data.reports import ReportPolicy
+    from embedcache.data.views import ViewPolicy
 
 Modality = Literal["image", "text"]
 Pooling = Literal["cls", "mean", "cls_mean", "pooler", "projection", "first"]
@@ -47,6 +48,7 @@ class EncoderOptions:
     report: ReportPolicy | None = None
     device: str = "auto"
     compute_dtype: str = "float32"
+    compile: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
@@ -62,6 +64,10 @@ class EncoderOptions:
             raise EncoderError(f"{name}: transform {self.transform!r}, expected 'paper' or none for the encoder's own")
         if self.transform and self.image_size is not None:
             raise EncoderError(f"{name}: transform 'paper' gives 224 x 224 images, image_size cannot be chosen with it")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise EncoderError(
+                f"{name}: compute_dtype {self.compute_dtype!r}, expected one of {', '.join(COMPUTE_DTYPES)}"
+            )
         if self.layer is not None and self.pooling in ("pooler", "projection"):
             raise EncoderError(
                 f"{name}: pooling {self.pooling} belongs to the last layer, layer {self.layer} was asked for; choose "
@@ -110,21 +116,25 @@ class Model:
 
     Args:
         module: all weights that are used and no others; they are hashed by content.
+        forward: from a batch to what the model has.
         config: architecture and settings that determine the output beside the weights, JSON-ready.
         source: the library's prefix, such as `hf`.
         name: what the record calls it.
         pooling: what its authors use, where they say.
         layer: the block whose output is taken; None: the last, with the model's final norm.
+        concurrent: whether `forward` may run in several threads at once: it keeps nothing from call to call.
         libraries: packages whose versions are worth a note.
         notes: where it came from; not keyed.
     """
 
     module: torch.nn.Module
+    forward: Callable[..., Any]
     config: Mapping[str, Any]
     source: str = "py"
     name: str = "own"
     pooling: Pooling | None = None
     layer: int | None = None
+    concurrent: bool = False
     libraries: Sequence[str] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
 
@@ -143,10 +153,21 @@ class Model:
             "weights": digest_weights(self.module),
             "layer": "last" if self.layer is None else self.layer,
             **plain_json(dict(preparation), f"{self.name}: preparation"),
-            "compute_dtype": options.compute_dtype,
+            "compute_dtype": {"autocast": options.compute_dtype} if options.compute_dtype != "float32" else "float32",
             "preprocessing_version": PREPROCESSING_VERSION,
         }
-        return EncoderRecord(name or self.name, identity, {**run_notes(device, *self.libraries), **self.notes})
+        notes = {**run_notes(device, *self.libraries), "compiled": "yes" if options.compile else "no", **self.notes}
+        return EncoderRecord(name or self.name, identity, notes)
+
+    def compiled(self, options: EncoderOptions, *, dynamic: bool) -> Callable[..., Any]:
+        """The model's `forward`, through `torch.compile` where that was asked for.
+
+        Args:
+            dynamic: whether the shapes of its inputs change from call to call.
+        """
+        import torch
+
+        return torch.compile(self.forward, dynamic=dynamic) if options.compile else self.forward
 
 
 @dataclass(frozen=True)
@@ -158,12 +179,19 @@ class Prepared:
         digest: 16 bytes of the SHA-256 of the input: of the image file, or of the report with its white space folded.
         n_tokens: length of a tokenised text, for bucketing; 0 for images.
         n_truncated: tokens of a text that did not fit into the encoder's `max_length`.
+        content: equal for samples that the model is given alike, which are encoded once; by default the digest.
     """
 
     inputs: Any
     digest: bytes
     n_tokens: int = 0
     n_truncated: int = 0
+    content: bytes = b""
+
+    @property
+    def key(self) -> bytes:
+        """What tells inputs of the model apart."""
+        return self.content or self.digest
 
 
 @dataclass(frozen=True)
@@ -182,8 +210,20 @@ class Encoded:
     lengths: np.ndarray | None = None
 
 
+class Origin(Protocol):
+    """How an encoder was loaded, and so how another process gets the same one. Small, and made to be pickled."""
+
+    def load(self) -> Encoder:
+        """The encoder, loaded once in each process."""
+        ...
+
+    def on(self, device: str) -> Origin:
+        """The same on another device."""
+        ...
+
+
 class Encoder(Protocol):
-    """A frozen encoder. `prepare` is safe in threads; `encode` is called from one thread at a time."""
+    """A frozen encoder. `prepare` is safe in threads; `encode` is called from several at once if `concurrent`."""
 
     modality: Modality
     dim: int
@@ -191,9 +231,20 @@ class Encoder(Protocol):
     token_grid: tuple[int, int] | None
     record: EncoderRecord
     fingerprint: str
+    device: str
+    concurrent: bool
+    origin: Origin | None
 
     def prepare(self, sample: Path | str) -> Prepared:
         """Decodes and transforms an image file, or tokenises a report.
+
+        Raises:
+            InputError: this sample cannot be used.
+        """
+        ...
+
+    def prepare_views(self, sample: Path | str, n: int, policy: ViewPolicy) -> list[Prepared]:
+        """n views of a sample, the plain one first; an image is decoded once.
 
         Raises:
             InputError: this sample cannot be used.
@@ -205,22 +256,29 @@ class Encoder(Protocol):
         ...
 
 
-def freeze(model: torch.nn.Module, *, device: str, compute_dtype: str) -> torch.nn.Module:
-    """Evaluation mode, no gradients, on its device and in its dtype: the only way a model becomes an encoder."""
-    return model.eval().requires_grad_(False).to(device=device, dtype=torch_dtype(compute_dtype))
+def freeze(model: torch.nn.Module, *, device: str) -> torch.nn.Module:
+    """Evaluation mode, no gradients, on its device: the only way a model becomes an encoder."""
+    return model.eval().requires_grad_(False).to(device=device)
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a compute dtype's name.
-
-    Raises:
-        EncoderError: not one that encoders compute in.
-    """
+def computing_in(compute_dtype: str, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Within it, products are taken in the compute dtype; weights and what needs the range stay float32 (autocast)."""
     import torch
 
-    if name not in COMPUTE_DTYPES:
-        raise EncoderError(f"compute_dtype {name!r}, expected one of {', '.join(COMPUTE_DTYPES)}")
-    return getattr(torch, name)
+    if compute_dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.split(":")[0], dtype=getattr(torch, compute_dtype))
+
+
+def reload(origin: Origin | None, name: str) -> tuple[Any, ...]:
+    """For an encoder's `__reduce__`: pickled, it goes by how it was loaded.
+
+    Raises:
+        EncoderError: nobody knows how.
+    """
+    if origin is None:
+        raise EncoderError(f"{name}: was not made by load_encoder, so that another process cannot load it")
+    return origin.load, ()
 
 
 @contextlib.contextmanager

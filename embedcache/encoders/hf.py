@@ -107,6 +107,7 @@ def _load_image(checkpoint: Checkpoint, options: EncoderOptions) -> ImageModel:
         pooling=pooling,
         native_size=native,
         layer=options.layer,
+        concurrent=not options.trust_remote_code,
         libraries=("transformers", "torchvision"),
         notes=checkpoint.notes,
     )
@@ -163,6 +164,7 @@ def _load_text(checkpoint: Checkpoint, options: EncoderOptions) -> TextModel:
         pooling=pooling,
         head=None if sentence is None else sentence.head,
         layer=options.layer,
+        concurrent=not options.trust_remote_code,
         libraries=("transformers", "tokenizers"),
         notes=checkpoint.notes,
     )

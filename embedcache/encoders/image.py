@@ -8,20 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from embedcache.data.radiograph import DecodePolicy, read_radiograph
-from embedcache.device import pick_device
+from embedcache.data.views import ViewPolicy, augmented
+from embedcache.device import pick_device, stacked
 from embedcache.encoders.base import (
     OF_INPUTS,
     Encoded,
     EncoderOptions,
     Modality,
     Model,
+    Origin,
     Prepared,
+    computing_in,
     freeze,
-    torch_dtype,
+    reload,
 )
 from embedcache.encoders.pooling import Output, choose_grid, choose_pooling, pool, to_grid
 from embedcache.encoders.transforms import ImageTransform
@@ -56,11 +60,13 @@ class ImageEncoder:
     """
 
     modality: Modality = "image"
+    origin: Origin | None = None
 
     def __init__(self, model: ImageModel, options: EncoderOptions, *, name: str | None = None) -> None:
-        self._transform, self._forward = model.transform, model.forward
+        self._transform, self._forward = model.transform, model.compiled(options, dynamic=False)
         self._policy = _decode_policy(options.decode, model.transform)
-        self._device, self._dtype = pick_device(options.device), torch_dtype(options.compute_dtype)
+        self.device, self._compute_dtype = pick_device(options.device), options.compute_dtype
+        self.concurrent = model.concurrent and not options.compile
         shape = model.transform.output_shape(model.name)
         output = self._first_look(model, shape)
         self._pooling = choose_pooling(output, options.pooling or model.pooling, self.modality, model.name)
@@ -78,15 +84,26 @@ class ImageEncoder:
             "decode": asdict(self._policy),
             "transform": model.transform.identity,
         }
-        self.record = model.record(preparation, options, name=name, device=self._device)
+        self.record = model.record(preparation, options, name=name, device=self.device)
         self.fingerprint = self.record.fingerprint
-        self._module = freeze(model.module, device=self._device, compute_dtype=options.compute_dtype)
+        self._module = freeze(model.module, device=self.device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reload(self.origin, self.record.name)
 
     def prepare(self, sample: Path | str) -> Prepared:
         """Decodes and transforms one image file."""
+        return self.prepare_views(sample, 1, ViewPolicy())[0]
+
+    def prepare_views(self, sample: Path | str, n: int, policy: ViewPolicy) -> list[Prepared]:
+        """Decodes one image file once, and transforms it and n - 1 augmentations of it."""
         radiograph = read_radiograph(Path(sample), self._policy)
+        digest, views = radiograph.digest, [radiograph.pixels]
+        views += [augmented(radiograph.pixels, digest, view, policy) for view in range(1, n)]
         with refusing("transform", "the encoder's image transform refused it", OF_INPUTS):
-            return Prepared(self._transform.apply(radiograph.pixels), radiograph.digest)
+            inputs = [self._transform.apply(pixels) for pixels in views]
+        contents = [digest + (view.to_bytes(2, "little") if view else b"") for view in range(n)]
+        return [Prepared(i, digest, content=content) for i, content in zip(inputs, contents, strict=True)]
 
     def encode(self, batch: Sequence[Prepared], *, tokens: bool = False) -> Encoded:
         """Runs the model on b prepared images.
@@ -97,9 +114,8 @@ class ImageEncoder:
         Raises:
             EncoderError: tokens were asked of a model that has none.
         """
-        pixels = torch.stack([p.inputs for p in batch]).to(self._device, self._dtype)  # (b, c, H, W)
-        with torch.inference_mode():
-            output = self._forward(pixels)
+        with torch.inference_mode(), computing_in(self._compute_dtype, self.device):
+            output = self._forward(stacked([p.inputs for p in batch], self.device))  # from (b, c, H, W)
             embeddings = pool(output, self._pooling).float().cpu().numpy()
             if not tokens:
                 return Encoded(embeddings)
@@ -112,7 +128,7 @@ class ImageEncoder:
         """One black image through the model: shows what it has, and that it runs at this size."""
         try:
             with torch.inference_mode():
-                freeze(model.module, device="cpu", compute_dtype="float32")
+                freeze(model.module, device="cpu")
                 return model.forward(torch.zeros((1, *shape)))
         except EncoderError:
             raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +39,7 @@ def load_encoder(
     report: ReportPolicy | None = None,
     device: str = "auto",
     compute_dtype: str = "float32",
+    compile: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Encoder:
@@ -60,7 +63,8 @@ def load_encoder(
         max_length: most tokens of a text; by default 112, or fewer where the model or its authors take fewer.
         report: which part of a report is encoded; by default its caption.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
-        compute_dtype: `float32`, `bfloat16` or `float16`.
+        compute_dtype: `float32`, or `bfloat16` or `float16`: products are taken in it (autocast), weights stay float32.
+        compile: run the model through `torch.compile`: slow at first, then faster; its last bits may differ.
         trust_remote_code: run code that lies beside the weights; it is hashed into the fingerprint.
         allow_pickle: read weights that are a pickle, with torch's `weights_only`.
 
@@ -87,6 +91,7 @@ def load_encoder(
         report=report,
         device=device,
         compute_dtype=compute_dtype,
+        compile=compile,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
@@ -97,11 +102,56 @@ def load_encoder(
     room = importlib.import_module(SOURCES[kind])
     model = room.load(location, modality or (entry.modality if entry else None), options, entry.pins if entry else {})
     label = entry.name if entry else None
+    encoder: ImageEncoder | TextEncoder
     if isinstance(model, ImageModel):
         options.check_modality("image", name)
-        return ImageEncoder(model, options, name=label)
-    options.check_modality("text", name)
-    return TextEncoder(model, options, name=label)
+        encoder = ImageEncoder(model, options, name=label)
+    else:
+        options.check_modality("text", name)
+        encoder = TextEncoder(model, options, name=label)
+    # a worker has another working directory, but the same files
+    at = f"{kind}:{Path(location).expanduser().resolve()}" if Path(location).expanduser().is_dir() else name
+    encoder.origin = Loading(at, modality, options, encoder.fingerprint)
+    return encoder
+
+
+@dataclass(frozen=True)
+class Loading:
+    """One call of `load_encoder`, to be made again elsewhere.
+
+    Args:
+        fingerprint: of the encoder that it gave.
+    """
+
+    name: str
+    modality: Modality | None
+    options: EncoderOptions
+    fingerprint: str
+
+    def load(self) -> Encoder:
+        """The same encoder, loaded once in each process.
+
+        Raises:
+            EncoderError: what is loaded here is another encoder.
+        """
+        return _loaded(self)
+
+    def on(self, device: str) -> Loading:
+        """The same encoder on another device."""
+        return replace(self, options=replace(self.options, device=device))
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(loading: Loading) -> Encoder:
+    options = {field.name: getattr(loading.options, field.name) for field in fields(loading.options)}
+    encoder = load_encoder(loading.name, modality=loading.modality, **options)
+    if encoder.fingerprint != loading.fingerprint:
+        raise EncoderError(
+            f"{loading.name}: its fingerprint here is {encoder.fingerprint[:12]}..., expected "
+            f"{loading.fingerprint[:12]}...: other weights, files or package versions than where the work was planned; "
+            "give every worker the same"
+        )
+    return encoder
 
 
 def convert_encoder(name: str, out: Path) -> Path:

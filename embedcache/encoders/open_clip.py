@@ -79,6 +79,7 @@ def _image_model(
         pooling=None if options.layer is not None else "projection",
         native_size=(native, native) if isinstance(native, int) else (int(native[0]), int(native[1])),
         layer=options.layer,
+        concurrent=True,
         libraries=("open_clip_torch", "timm", "torchvision"),
         notes=checkpoint.notes,
     )
@@ -138,6 +139,7 @@ def _text_model(checkpoint: Checkpoint, settings: Mapping[str, Any], model: Any,
         pad_to=None if has_bert else context,
         pooling="mean" if options.layer is not None else "projection",
         layer=options.layer,
+        concurrent=True,
         libraries=("open_clip_torch", "transformers", "tokenizers"),
         notes=checkpoint.notes,
     )

@@ -8,20 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from embedcache.data.reports import ReportPolicy, report_digest, report_text
-from embedcache.device import pick_device
+from embedcache.data.views import ViewPolicy, sampled
+from embedcache.device import moved, pick_device
 from embedcache.encoders.base import (
     OF_INPUTS,
     Encoded,
     EncoderOptions,
     Modality,
     Model,
+    Origin,
     Prepared,
+    computing_in,
     freeze,
+    reload,
 )
 from embedcache.encoders.pooling import Output, choose_pooling, pool
 from embedcache.errors import EncoderError, refusing
@@ -71,12 +76,14 @@ class TextEncoder:
 
     modality: Modality = "text"
     token_grid: tuple[int, int] | None = None
+    origin: Origin | None = None
 
     def __init__(self, model: TextModel, options: EncoderOptions, *, name: str | None = None) -> None:
         self.report_policy = options.report or ReportPolicy()
         self._tokenize, self._pad_id, self._pad_to = model.tokenize, model.pad_id, model.pad_to
-        self._forward, self._head, self._device = model.forward, model.head, "cpu"
-        freeze(model.module, device=self._device, compute_dtype="float32")
+        self._forward, self._head = model.forward, model.head
+        self.device, self._compute_dtype = "cpu", "float32"
+        freeze(model.module, device=self.device)
         output, mask = self._run([model.tokenize("No acute findings.").ids])
         self._pooling = choose_pooling(output, options.pooling or model.pooling, self.modality, model.name)
         self.dim = self._pooled(output, mask).shape[-1]
@@ -89,17 +96,30 @@ class TextEncoder:
             "max_length": model.max_length,
             "padding": {"id": model.pad_id, "to": model.pad_to or "longest"},
         }
-        self._device = pick_device(options.device)
-        self.record = model.record(preparation, options, name=name, device=self._device)
+        self.device, self._compute_dtype = pick_device(options.device), options.compute_dtype
+        self.record = model.record(preparation, options, name=name, device=self.device)
         self.fingerprint = self.record.fingerprint
-        self._module = freeze(model.module, device=self._device, compute_dtype=options.compute_dtype)
+        self._module = freeze(model.module, device=self.device)
+        self._forward = model.compiled(options, dynamic=True)
+        self.concurrent = model.concurrent and not options.compile
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reload(self.origin, self.record.name)
 
     def prepare(self, sample: Path | str) -> Prepared:
         """Takes from one report what is to be encoded, and tokenises it."""
+        return self.prepare_views(sample, 1, ViewPolicy())[0]
+
+    def prepare_views(self, sample: Path | str, n: int, policy: ViewPolicy) -> list[Prepared]:
+        """What is to be encoded of one report, tokenised, and n - 1 samples of its sentences."""
         text = report_text(str(sample), self.report_policy)
+        digest = report_digest(str(sample))
+        views = [text, *(sampled(text, digest, view, policy) for view in range(1, n))]
         with refusing("tokenise", "the encoder's tokenizer refused it", OF_INPUTS):
-            tokenised = self._tokenize(text)
-        return Prepared(tokenised.ids, report_digest(str(sample)), len(tokenised.ids), tokenised.n_truncated)
+            tokenised = [self._tokenize(view) for view in views]
+        return [
+            Prepared(t.ids, digest, len(t.ids), t.n_truncated, np.asarray(t.ids, "<i8").tobytes()) for t in tokenised
+        ]
 
     def encode(self, batch: Sequence[Prepared], *, tokens: bool = False) -> Encoded:
         """Runs the model on b tokenised reports.
@@ -110,7 +130,7 @@ class TextEncoder:
         Raises:
             EncoderError: tokens were asked of a model that has none.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), computing_in(self._compute_dtype, self.device):
             output, mask = self._run([p.inputs for p in batch])
             embeddings = self._pooled(output, mask).float().cpu().numpy()
             if not tokens:
@@ -128,7 +148,7 @@ class TextEncoder:
         for row, of_text in enumerate(texts):
             ids[row, : len(of_text)] = torch.tensor(of_text, dtype=torch.int64)
             mask[row, : len(of_text)] = 1
-        ids, mask = ids.to(self._device), mask.to(self._device)
+        ids, mask = moved(ids, self.device), moved(mask, self.device)
         with torch.inference_mode():
             return self._forward(ids, mask), mask
 

@@ -41,6 +41,7 @@ def load(location: str, modality: Modality | None, options: EncoderOptions, pins
         pooling="mean" if options.layer is not None else "pooler",
         native_size=native,
         layer=options.layer,
+        concurrent=True,
         libraries=("timm", "torchvision"),
         notes=checkpoint.notes,
     )

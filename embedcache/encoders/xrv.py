@@ -86,6 +86,7 @@ def load(location: str, modality: Modality | None, options: EncoderOptions, pins
         transform=paper_transform(to_unit=False) if options.transform == "paper" else of_xrv(native),
         config={"class": type(network.whole).__name__, "config": {}},
         pooling="pooler",
+        concurrent=True,
         libraries=("torchxrayvision", "scikit-image"),
         notes=notes,
     )

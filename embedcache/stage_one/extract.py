@@ -1,43 +1,49 @@
-"""Extraction: plan, prepare in threads, encode, and commit shards in the background.
-
-Shape notation: n rows of a shard, d embedding width.
-"""
+"""Extraction: every sample of a manifest through a frozen encoder once, into a store."""
 
 from __future__ import annotations
 
 import os
 import time
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from embedcache.data.manifest import Manifest
 from embedcache.data.radiograph import read_regular
-from embedcache.data.reports import ReportPolicy, changed_reports, text_units
-from embedcache.encoders.base import Encoder, Prepared
-from embedcache.errors import EmbedCacheError, InputError, ManifestError, some_ids
+from embedcache.data.reports import changed_reports
+from embedcache.data.views import ViewPolicy
+from embedcache.encoders.base import Encoder
+from embedcache.errors import EmbedCacheError, InputError, ManifestError, StoreNotFoundError, WorkerError, some_ids
 from embedcache.fingerprint import input_digest
 from embedcache.progress import Progress
-from embedcache.stage_one.plan import next_plan, work_for
-from embedcache.stage_one.prepare import Job, in_order
-from embedcache.stage_one.rows import Outcome, RowsInMaking, layout_for, rows_in_a_shard
+from embedcache.stage_one.engine import Backend, Workers, hand_out, watching
+from embedcache.stage_one.estimate import Estimate, bytes_on_disk, check_room, estimate, fitting_batch, mean_tokens
+from embedcache.stage_one.phases import Phases
+from embedcache.stage_one.pipeline import Pipeline, ShardDone
+from embedcache.stage_one.plan import Part, ids_of, next_plan, work_for
+from embedcache.stage_one.rows import layout_for, rows_in_a_shard
+from embedcache.stage_one.samples import Samples
 from embedcache.store import commit, layout
-from embedcache.store.catalogue import Catalogue, PlannedShard, open_or_create, publish_plan
+from embedcache.store.catalogue import (
+    Catalogue,
+    Plan,
+    PlannedShard,
+    check_fingerprint,
+    open_or_create,
+    publish_plan,
+)
 from embedcache.store.claims import Claims
-from embedcache.store.shard import Failure, ShardImage, ShardRows
+from embedcache.store.shard import Failure
 from embedcache.store.store import Store, open_store
 
-_UNWRITTEN_SHARDS = 2  # encoded but not yet on disk; bounds memory
 _POLL_S = 0.2  # between looks at shards that other extractors have in hand
 _PATIENCE_S = 60.0  # at least, and three times the slowest shard here: so long may others' shards make no progress
+_MOST_LOSSES = 3  # rounds in which a worker died and no shard came to count
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class ExtractReport:
         n_present: in the store before.
         failures: id, reason and message of each failed id.
         truncated: how many tokens did not fit into the encoder's `max_length`, of each text that this call encoded.
+        reduced: batch size of each shard that this call encoded with less than the plan's, since memory ran out.
+        phases: where the time went, of the processes that this call started included.
         seconds: wall time of the call.
     """
 
@@ -60,10 +68,13 @@ class ExtractReport:
     n_present: int
     failures: list[Failure]
     truncated: dict[str, int]
+    reduced: dict[int, int]
+    phases: Phases
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "store": str(self.store)}
+        failures = [vars(failure) for failure in self.failures]
+        return {**vars(self), "store": str(self.store), "failures": failures, "phases": self.phases.to_json()}
 
 
 def extract(
@@ -74,66 +85,163 @@ def extract(
     tokens: bool = False,
     store_dtype: str = "float16",
     shard_rows: int = 1024,
-    batch_size: int = 32,
+    batch_size: int | Literal["auto"] = 32,
+    views: int = 1,
+    view_policy: ViewPolicy | None = None,
     n_threads: int | None = None,
+    backend: Backend = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    part: tuple[int, int] | None = None,
     retry_failed: bool = False,
     check_inputs: bool = False,
 ) -> ExtractReport:
     """Runs every image, or every distinct report, of a manifest through an encoder once.
 
-    What the store holds is skipped; a stopped call is gone on with by calling it again, and ends in the same bytes.
-    A bad input costs its own row and is recorded.
+    What the store holds is skipped; a stopped call is gone on with by calling it again, and ends in the same bytes,
+    whatever threads, workers and backend do the work. A bad input costs its own row and is recorded.
 
     Args:
         tokens: store the tokens beside the embeddings: the cells of the encoder's token grid, or those of each text.
         store_dtype: `float16`, `float32`, `bfloat16`, or `int8` with a scale for each row.
         shard_rows: most rows in a shard.
-        batch_size: samples encoded together; fixed by the plan once it is published.
-        n_threads: preparing threads; by default one for each core.
+        batch_size: samples encoded together; fixed by the plan once it is published. `auto`: the largest that fits into
+            a GPU's memory. Where memory runs out all the same, the shard is done again with half.
+        views: rows of each sample: the plain one, and views drawn by `view_policy`.
+        n_threads: preparing threads of each process; by default one for each core.
+        backend: `local`, `dask` or `ray`: where the work is done (see `Workers`).
+        address: of a running dask scheduler or ray cluster.
+        workers: processes; by default one for each GPU, else one.
+        part: (i, n) does the i-th of n parts of the plan, i from 1, and leaves the rest to other calls.
         retry_failed: plan the ids anew that failed before.
         check_inputs: read every image in the store again and compare its digest; reports always are.
 
     Raises:
         ManifestError: a report, or with `check_inputs` an image, is not what was encoded under its id.
         FingerprintMismatchError: the store holds another encoder's values.
-        StoreWriteError: the store cannot be written.
+        StoreWriteError: the store cannot be written, or the disk cannot hold it.
+        WorkerError: the backend's workers cannot be reached, or die over and over.
     """
-    for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows), ("n_threads", n_threads or 1)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-    if store_dtype not in layout.STORED_DTYPES:
-        raise ValueError(f"store_dtype {store_dtype!r}, expected one of {', '.join(layout.STORED_DTYPES)}")
+    asked = _Asked(tokens, store_dtype, shard_rows, batch_size, views, view_policy)
+    asked.check()
+    hands = Workers(backend, address, workers, n_threads)
+    chosen = None if part is None else Part(*part)
     started, path = time.monotonic(), Path(store_dir)
-    texts = _texts(manifest, encoder)
-    samples = _samples(manifest, encoder, texts)
-    document = layout.store_document(
-        encoder=encoder.record.to_json(),
-        encoder_fingerprint=encoder.fingerprint,
-        modality=encoder.modality,
-        store_layout=layout_for(encoder, store_dtype=store_dtype, tokens=tokens),
-    )
-    catalogue = open_or_create(path, document)
+    samples = Samples.of(manifest, encoder, views, view_policy)
+    catalogue = open_or_create(path, asked.document(encoder))
     commit.sweep(path)
-    _warn_of_mixing(catalogue, encoder)
+    _warn_of_mixing(catalogue, encoder.record.notes)
     before = open_store(path)
     present = set(before.ids)
-    if encoder.modality == "text" or check_inputs:
-        _check_inputs(before, manifest, texts)
-    again = {f.id for f in before.failures} & set(samples) if retry_failed else set()
-    shard_rows = min(shard_rows, rows_in_a_shard(encoder, catalogue.layout))
-    catalogue = _published_plan(catalogue, list(samples), again, shard_rows, batch_size)
-    truncated: dict[str, int] = {}
-    with Claims(path) as claims:
-        _run_all(work_for(catalogue, samples), samples, encoder, catalogue, claims, n_threads, truncated)
+    if samples.modality == "text" or check_inputs:
+        _check_inputs(before, samples)
+    again = {f.id for f in before.failures} & set(samples.inputs) if retry_failed else set()
+    catalogue = _published_plan(catalogue, samples, encoder, again, asked)
+    ids = list(samples.inputs) if chosen is None else ids_of(catalogue, list(samples.inputs), chosen)
+    work = work_for(catalogue, samples.inputs, chosen)
+    planned_s = time.monotonic() - started
+    done, phases = _run_all(work, samples, encoder, catalogue, hands)
     after = open_store(path)
-    if texts:
-        _check_inputs(after, manifest, texts)  # another extractor may have had other texts under these ids
-    return _account(after, list(samples), present, truncated, time.monotonic() - started)
+    if samples.modality == "text":
+        _check_inputs(after, samples)  # another extractor may have had other texts under these ids
+    reduced = {d.number: d.batch_size for d, s in _planned(done, work) if d.batch_size != s.batch_size}
+    truncated = {i: n for d in done for i, n in d.truncated.items()}
+    return _account(after, ids, present, truncated, reduced, replace(phases, plan_s=planned_s), started)
 
 
-def _warn_of_mixing(catalogue: Catalogue, encoder: Encoder) -> None:
+def plan_extraction(
+    manifest: Manifest,
+    encoder: Encoder,
+    store_dir: str | Path,
+    *,
+    tokens: bool = False,
+    store_dtype: str = "float16",
+    shard_rows: int = 1024,
+    batch_size: int | Literal["auto"] = 32,
+    views: int = 1,
+    view_policy: ViewPolicy | None = None,
+    part: tuple[int, int] | None = None,
+    retry_failed: bool = False,
+) -> Estimate:
+    """What `extract` with the same arguments would do and take, by a probe of some seconds; it writes nothing.
+
+    Raises:
+        InputError: of the samples probed none can be used.
+    """
+    asked = _Asked(tokens, store_dtype, shard_rows, batch_size, views, view_policy)
+    asked.check()
+    path, samples = Path(store_dir), Samples.of(manifest, encoder, views, view_policy)
+    present, again = set[str](), set[str]()
+    try:
+        catalogue = Catalogue.read(path)
+        before = open_store(path)
+    except StoreNotFoundError:
+        catalogue = Catalogue(path, asked.document(encoder), {}, 0)
+    else:
+        check_fingerprint(
+            catalogue.document["fingerprint"], asked.document(encoder)["fingerprint"], path / layout.STORE_NAME
+        )
+        present = set(before.ids)
+        again = {f.id for f in before.failures} & set(samples.inputs) if retry_failed else set()
+    plan = _next_plan(catalogue, samples, encoder, again, asked)
+    work = work_for(catalogue, samples.inputs) + ([] if plan is None else list(plan.shards()))
+    work = [shard for shard in work if part is None or shard.number in Part(*part)]
+    return estimate(
+        path,
+        samples,
+        encoder,
+        catalogue.layout,
+        n_asked=len(samples),
+        n_present=len(present & set(samples.inputs)),
+        ids=[i for shard in work for i in shard.ids],
+        n_shards=len(work),
+        shard_ids=max((len(shard.ids) for shard in work), default=0),
+        batch_size=max((shard.batch_size for shard in work), default=0),
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a caller asks of the store; see `extract`."""
+
+    tokens: bool
+    store_dtype: str
+    shard_rows: int
+    batch_size: int | Literal["auto"]
+    views: int
+    view_policy: ViewPolicy | None
+
+    def check(self) -> None:
+        wrong = {"shard_rows": self.shard_rows, "views": self.views}
+        if self.batch_size != "auto":
+            wrong["batch_size"] = self.batch_size
+        for name, value in wrong.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected at least 1")
+        if self.views > self.shard_rows:
+            raise ValueError(f"views is {self.views}, expected at most shard_rows ({self.shard_rows})")
+        if self.store_dtype not in layout.STORED_DTYPES:
+            raise ValueError(f"store_dtype {self.store_dtype!r}, expected one of {', '.join(layout.STORED_DTYPES)}")
+
+    def document(self, encoder: Encoder) -> dict[str, Any]:
+        """The store's own document."""
+        return layout.store_document(
+            encoder=encoder.record.to_json(),
+            encoder_fingerprint=encoder.fingerprint,
+            modality=encoder.modality,
+            store_layout=layout_for(
+                encoder,
+                store_dtype=self.store_dtype,
+                tokens=self.tokens,
+                views=self.views,
+                view_policy=self.view_policy,
+            ),
+        )
+
+
+def _warn_of_mixing(catalogue: Catalogue, now: Mapping[str, Any]) -> None:
     """Versions and device kind are recorded, not keyed: rows made with others may differ in their last bits."""
-    then, now = catalogue.document["encoder"].get("notes", {}), encoder.record.notes
+    then = catalogue.document["encoder"].get("notes", {})
     changed = [f"{name} {then[name]} -> {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
     if changed:
         warnings.warn(
@@ -143,59 +251,55 @@ def _warn_of_mixing(catalogue: Catalogue, encoder: Encoder) -> None:
         )
 
 
-def _texts(manifest: Manifest, encoder: Encoder) -> dict[str, str]:
-    """What a text encoder is given, by the id of its row: whole reports, or their sentences; nothing for images."""
-    if encoder.modality == "image":
-        return {}
-    return text_units(manifest.reports(), getattr(encoder, "report_policy", ReportPolicy(unit="report")))
-
-
-def _samples(manifest: Manifest, encoder: Encoder, texts: Mapping[str, str]) -> Mapping[str, Job]:
-    """How to prepare each id: one for each image, or one for each distinct report id or sentence."""
-    if encoder.modality == "text":
-        return {i: _text_job(encoder, text) for i, text in texts.items()}
-    return {
-        i: _image_job(encoder, manifest, image)
-        for i, image in zip(manifest.frame["id"], manifest.frame["image"], strict=True)
-    }
-
-
-def _text_job(encoder: Encoder, text: str) -> Job:
-    return lambda: encoder.prepare(text)
-
-
-def _image_job(encoder: Encoder, manifest: Manifest, image: str) -> Job:
-    return lambda: encoder.prepare(manifest.path(image))
-
-
-def _check_inputs(store: Store, manifest: Manifest, texts: Mapping[str, str]) -> None:
+def _check_inputs(store: Store, samples: Samples) -> None:
     """Refuses inputs that changed under their id since they were encoded."""
     encoded = dict(zip(store.ids, store.input_digests, strict=True))
-    if texts:
-        changed = changed_reports(texts.items(), encoded)
+    if samples.modality == "text":
+        changed = changed_reports(samples.inputs.items(), encoded)
     else:
-        images = zip(manifest.frame["id"], manifest.frame["image"], strict=True)
-        changed = [i for i, image in images if i in encoded and not _same_image(manifest, image, encoded[i])]
+        changed = [i for i in samples.inputs if i in encoded and not _same_image(samples, i, encoded[i])]
     if changed:
         raise ManifestError(
-            f"{store.path}: {len(changed)} {'text' if texts else 'image'} inputs are not what was encoded under their "
-            f"id: {some_ids(changed)}; give changed inputs new ids, or extract into another --store"
+            f"{store.path}: {len(changed)} {samples.modality} inputs are not what was encoded under their id: "
+            f"{some_ids(changed)}; give changed inputs new ids, or extract into another --store"
         )
 
 
-def _same_image(manifest: Manifest, image: str, encoded: np.ndarray) -> bool:
+def _same_image(samples: Samples, sample_id: str, encoded: np.ndarray) -> bool:
     try:
-        return input_digest(read_regular(manifest.path(image))) == encoded.tobytes()
+        return input_digest(read_regular(samples.path(sample_id))) == encoded.tobytes()
     except InputError:
         return False
 
 
+def _next_plan(catalogue: Catalogue, samples: Samples, encoder: Encoder, again: set[str], asked: _Asked) -> Plan | None:
+    rows = min(asked.shard_rows, rows_in_a_shard(encoder, catalogue.layout))
+    plan = next_plan(
+        catalogue,
+        list(samples.inputs),
+        again=again,
+        groups=samples.groups,
+        shard_ids=max(rows // asked.views, 1),
+        batch_size=asked.batch_size if isinstance(asked.batch_size, int) else 1,
+    )
+    if plan is None or asked.batch_size != "auto":
+        return plan
+    return replace(plan, batch_size=fitting_batch(samples, plan.ids, encoder, tokens=asked.tokens))
+
+
 def _published_plan(
-    catalogue: Catalogue, ids: Sequence[str], again: set[str], shard_rows: int, batch_size: int
+    catalogue: Catalogue, samples: Samples, encoder: Encoder, again: set[str], asked: _Asked
 ) -> Catalogue:
-    """The catalogue once every id asked for is planned, by this process or by another."""
+    """The catalogue once every id asked for is planned, by this process or by another.
+
+    Raises:
+        StoreWriteError: the disk cannot hold what is planned and not done.
+    """
     while True:
-        plan = next_plan(catalogue, ids, again=again, shard_rows=shard_rows, batch_size=batch_size)
+        plan = _next_plan(catalogue, samples, encoder, again, asked)
+        to_do = [i for shard in work_for(catalogue, samples.inputs) for i in shard.ids] + list(plan.ids if plan else ())
+        n_tokens = mean_tokens(samples, to_do, encoder) if asked.tokens else 0.0
+        check_room(catalogue.path, bytes_on_disk(catalogue.layout, len(to_do) * asked.views, n_tokens))
         if plan is None:
             return catalogue
         if publish_plan(catalogue.path, len(catalogue.plans), plan):
@@ -204,128 +308,69 @@ def _published_plan(
 
 
 def _run_all(
-    work: Sequence[PlannedShard],
-    samples: Mapping[str, Job],
-    encoder: Encoder,
-    catalogue: Catalogue,
-    claims: Claims,
-    n_threads: int | None,
-    truncated: dict[str, int],
-) -> None:
+    work: Sequence[PlannedShard], samples: Samples, encoder: Encoder, catalogue: Catalogue, hands: Workers
+) -> tuple[list[ShardDone], Phases]:
     """Encodes what nobody else has in hand, then what others dropped, until every shard counts."""
-    if work and claims.claim(work[0].number) and not claims.keep_others_out:
-        first = int.from_bytes(os.urandom(4), "big") % len(work)  # so that others are likely to begin elsewhere
-        work = [*work[first:], *work[:first]]
-    n_left, last_progress, slowest_s = len(work) + 1, time.monotonic(), 0.0
-    while left := [shard for shard in work if not catalogue.has_shard(shard.number)]:
-        now = time.monotonic()
-        if len(left) < n_left:
-            n_left, last_progress = len(left), now
-        patient = now - last_progress < max(_PATIENCE_S, 3 * slowest_s)
-        n_done = _run(left, samples, encoder, catalogue, claims if patient else None, n_threads, truncated)
-        if n_done:
-            slowest_s = max(slowest_s, (time.monotonic() - now) / n_done)
-        else:
-            time.sleep(_POLL_S)
+    done: list[ShardDone] = []
+    phases, unit = Phases(), "image" if samples.modality == "image" else "report"
+    devices = hands.devices(encoder)
+    with Claims(catalogue.path) as claims:
+        if work and claims.claim(work[0].number) and not claims.keep_others_out:
+            first = int.from_bytes(os.urandom(4), "big") % len(work)  # so that others are likely to begin elsewhere
+            work = [*work[first:], *work[:first]]
+        if hands.backend != "local" or len(devices) > 1:
+            claims.close()  # the workers have claims of their own
+        n_left, last_progress, slowest_s, n_losses = len(work) + 1, time.monotonic(), 0.0, 0
+        while left := [shard for shard in work if not catalogue.has_shard(shard.number)]:
+            now = time.monotonic()
+            if len(left) < n_left:
+                n_left, last_progress, n_losses = len(left), now, 0
+            polite = now - last_progress < max(_PATIENCE_S, 3 * slowest_s)
+            total = sum(len(shard.ids) for shard in left)
+            with Progress(f"encoding into {catalogue.path}", total=total, unit=unit) as progress:
+                if hands.backend == "local" and len(devices) == 1:
+                    with Pipeline(
+                        samples, encoder, catalogue, n_threads=hands.n_threads, on_ids=progress.advance
+                    ) as pipeline:
+                        newly = pipeline.run(left, claims if polite else None)
+                        phases += pipeline.clock.read()
+                else:
+                    newly = []
+                    try:
+                        with watching(catalogue, left, progress.advance):
+                            for delivery in hand_out(hands, devices, samples, encoder, catalogue, left, polite=polite):
+                                newly += delivery.done
+                                phases += delivery.phases
+                                _warn_of_mixing(catalogue, delivery.notes)
+                    except BrokenExecutor as error:  # a worker died: others go on with what is left
+                        n_losses += 1
+                        if n_losses == _MOST_LOSSES:
+                            raise WorkerError(
+                                f"{catalogue.path}: workers died {n_losses} times before a shard was done, the last "
+                                f"with {type(error).__name__}; look for memory that runs out, or for a file that "
+                                "breaks its decoder: --workers 1 --threads 1 shows where"
+                            ) from error
+            if newly:
+                slowest_s = max(slowest_s, (time.monotonic() - now) / len(newly))
+            else:
+                time.sleep(_POLL_S)
+            done += newly
+    return done, phases
 
 
-def _run(
-    work: Sequence[PlannedShard],
-    samples: Mapping[str, Job],
-    encoder: Encoder,
-    catalogue: Catalogue,
-    claims: Claims | None,
-    n_threads: int | None,
-    truncated: dict[str, int],
-) -> int:
-    """Encodes those shards that nobody else has claimed, all of them without `claims`; gives their number."""
-    unit = "image" if encoder.modality == "image" else "report"
-    ahead = 3 * max(shard.batch_size for shard in work)
-    claimed: deque[PlannedShard] = deque()
-
-    def jobs() -> Iterator[Job]:
-        for shard in work:
-            # asked again under the claim: whoever held it before may have published the shard
-            if (claims is None or claims.claim(shard.number)) and not catalogue.has_shard(shard.number):
-                claimed.append(shard)
-                yield from (samples[i] for i in shard.ids)
-
-    stream = in_order(jobs(), n_threads=n_threads, ahead=ahead)
-    encode = _encode_images if unit == "image" else _encode_texts
-    unwritten: deque[Future[None]] = deque()
-    n_done = n_failed = 0
-    total = sum(len(shard.ids) for shard in work)
-    progress: Progress | None = None
-    with ThreadPoolExecutor(1) as writer, ExitStack() as shown:
-        try:
-            for first in stream:  # the first outcome of a shard: by then it stands in `claimed`
-                shard = claimed.popleft()
-                if progress is None:  # nothing is shown while others have everything in hand
-                    progress = shown.enter_context(Progress(f"encoding into {catalogue.path}", total=total, unit=unit))
-                making = RowsInMaking(shard.ids, catalogue.layout)
-                outcomes = encode(shard, chain([first], stream), encoder, making, progress)
-                of_texts = {i: o for i, o in zip(shard.ids, outcomes, strict=True) if isinstance(o, Prepared)}
-                truncated |= {i: text.n_truncated for i, text in of_texts.items() if text.n_truncated}
-                rows = making.finish([o.digest if isinstance(o, Prepared) else o for o in outcomes])
-                if len(unwritten) == _UNWRITTEN_SHARDS:
-                    unwritten.popleft().result()
-                unwritten.append(writer.submit(_commit, shard.number, rows, catalogue))
-                n_done += 1
-                n_failed += len(rows.failures)
-                progress.advance(0, f"{n_failed} failed" if n_failed else "")
-            for future in unwritten:
-                future.result()
-        finally:
-            stream.close()
-    return n_done
-
-
-def _encode_images(
-    shard: PlannedShard, stream: Iterator[Outcome], encoder: Encoder, making: RowsInMaking, progress: Progress
-) -> list[Outcome]:
-    """Encodes batches as they arrive; gives what became of each row's input, its pixels left out."""
-    outcomes: list[Outcome] = []
-    for start in range(0, len(shard.ids), shard.batch_size):
-        batch = [next(stream) for _ in shard.ids[start : start + shard.batch_size]]
-        good = [p for p in batch if isinstance(p, Prepared)]
-        if good:
-            # a neighbour stands in for a failed row, so that the others' bits do not depend on the failure
-            inputs = [p if isinstance(p, Prepared) else good[0] for p in batch]
-            encoded = encoder.encode(inputs, tokens=making.wants_tokens)
-            making.put(encoded, [[start + k] for k in range(len(batch))])
-        outcomes += [replace(p, inputs=None) if isinstance(p, Prepared) else p for p in batch]
-        progress.advance(len(batch))
-    return outcomes
-
-
-def _encode_texts(
-    shard: PlannedShard, stream: Iterator[Outcome], encoder: Encoder, making: RowsInMaking, progress: Progress
-) -> list[Outcome]:
-    """As `_encode_images`; each distinct text once, texts of like length together."""
-    outcomes = [next(stream) for _ in shard.ids]
-    rows: dict[bytes, list[int]] = {}
-    distinct: dict[bytes, Prepared] = {}
-    for k, p in enumerate(outcomes):
-        if isinstance(p, Prepared):
-            rows.setdefault(p.digest, []).append(k)
-            distinct[p.digest] = p
-    by_length = sorted(distinct.values(), key=lambda p: (p.n_tokens, p.digest))
-    for start in range(0, len(by_length), shard.batch_size):
-        batch = by_length[start : start + shard.batch_size]
-        making.put(encoder.encode(batch, tokens=making.wants_tokens), [rows[p.digest] for p in batch])
-    progress.advance(len(outcomes))
-    return outcomes
-
-
-def _commit(number: int, rows: ShardRows, catalogue: Catalogue) -> None:
-    if catalogue.has_shard(number):
-        return  # another extractor was faster
-    image = ShardImage(rows, catalogue.document)
-    commit.publish_shard(catalogue.path, number, image, image.facts)
+def _planned(done: Sequence[ShardDone], work: Sequence[PlannedShard]) -> list[tuple[ShardDone, PlannedShard]]:
+    by_number = {shard.number: shard for shard in work}
+    return [(shard, by_number[shard.number]) for shard in done]
 
 
 def _account(
-    store: Store, ids: Sequence[str], present: set[str], truncated: dict[str, int], seconds: float
+    store: Store,
+    ids: Sequence[str],
+    present: set[str],
+    truncated: dict[str, int],
+    reduced: dict[int, int],
+    phases: Phases,
+    started: float,
 ) -> ExtractReport:
     """Proves from the store itself that every id asked for was handled."""
     embedded, failed = set(store.ids), {f.id: f for f in store.failures}
@@ -344,5 +389,7 @@ def _account(
         n_present=len(asked & present),
         failures=[failed[i] for i in ids if i in failed],
         truncated=truncated,
-        seconds=seconds,
+        reduced=reduced,
+        phases=phases,
+        seconds=time.monotonic() - started,
     )

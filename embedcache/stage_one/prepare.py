@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
+from embedcache.device import one_core_each
 from embedcache.encoders.base import Prepared
 from embedcache.errors import InputError
 
-Job = Callable[[], Prepared]
+Job = Callable[[], Sequence[Prepared]]  # the views of one sample
+Outcome = Sequence[Prepared] | InputError
 
 
 class _Window:
@@ -52,7 +54,7 @@ class _Fault:
     error: Exception
 
 
-def in_order(jobs: Iterable[Job], *, n_threads: int | None, ahead: int) -> Generator[Prepared | InputError]:
+def in_order(jobs: Iterable[Job], *, n_threads: int | None, ahead: int) -> Generator[Outcome]:
     """Runs jobs in threads and yields their outcomes in the order of the jobs.
 
     Args:
@@ -67,9 +69,10 @@ def in_order(jobs: Iterable[Job], *, n_threads: int | None, ahead: int) -> Gener
     n_threads = n_threads or os.cpu_count() or 1
     window = _Window(max(ahead, n_threads))
 
-    def outcome(i: int, job: Job) -> Prepared | InputError | _Fault | None:
+    def outcome(i: int, job: Job) -> Outcome | _Fault | None:
         if not window.enter(i):
             return None
+        one_core_each()
         try:
             return job()
         except InputError as error:

@@ -1,37 +1,43 @@
 """From what an encoder gives to the rows of a shard: what is fit to keep, and why the rest is not.
 
-Shape notation: n rows of a shard, d embedding width, l tokens in a row.
+Shape notation: n rows of a shard, one for each view of each id; d embedding width, l tokens in a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
-from embedcache.encoders.base import Encoded, Encoder, Prepared
+from embedcache.data.views import ViewPolicy
+from embedcache.encoders.base import Encoded, Encoder
 from embedcache.errors import InputError
 from embedcache.store.layout import SHARD_BYTES, STORED_DTYPES, Layout, TokenLayout
 from embedcache.store.shard import Failure, ShardRows
 from embedcache.store.values import from_stored, to_stored
 
-Outcome = Prepared | InputError
 
-
-def layout_for(encoder: Encoder, *, store_dtype: str, tokens: bool) -> Layout:
+def layout_for(
+    encoder: Encoder, *, store_dtype: str, tokens: bool, views: int = 1, view_policy: ViewPolicy | None = None
+) -> Layout:
     """How the encoder's output is stored: tokens of images in equal numbers, those of texts in as many as there are.
 
     Raises:
         ValueError: tokens were asked of an encoder that has none.
     """
-    if not tokens:
-        return Layout(store_dtype, encoder.dim)
-    if encoder.token_dim is None:
-        raise ValueError(f"{encoder.record.name}: tokens were asked for, but the encoder has none")
-    grid = encoder.token_grid
+    of_tokens = None
+    if tokens:
+        if encoder.token_dim is None:
+            raise ValueError(f"{encoder.record.name}: tokens were asked for, but the encoder has none")
+        grid = encoder.token_grid
+        of_tokens = TokenLayout(encoder.token_dim, None if grid is None else grid[0] * grid[1])
     return Layout(
-        store_dtype, encoder.dim, tokens=TokenLayout(encoder.token_dim, None if grid is None else grid[0] * grid[1])
+        store_dtype,
+        encoder.dim,
+        views=views,
+        tokens=of_tokens,
+        view_policy=asdict(view_policy or ViewPolicy()) if views > 1 else None,
     )
 
 
@@ -48,57 +54,68 @@ class RowsInMaking:
     """The rows of one shard while batches come back; tokens are rounded to their stored dtype as they come.
 
     Args:
-        ids: the shard's ids, n of them.
+        ids: the shard's ids; id k has rows `k * views` to `(k + 1) * views`.
     """
 
     def __init__(self, ids: Sequence[str], store_layout: Layout) -> None:
         self._ids, self._layout = ids, store_layout
         self.wants_tokens = store_layout.tokens is not None
-        self._embeddings = np.zeros((len(ids), store_layout.dim), np.float32)
-        self._unfit = np.zeros(len(ids), bool)  # rows with tokens that cannot be stored
-        self._tokens: list[np.ndarray] = [np.zeros((0, 0))] * len(ids)
-        self._token_scales: list[np.ndarray] = [np.zeros(0, np.float32)] * len(ids)
+        n = len(ids) * store_layout.views
+        self._embeddings = np.zeros((n, store_layout.dim), np.float32)
+        self._unfit = np.zeros(n, bool)  # rows with tokens that cannot be stored
+        empty = np.zeros((0, 0 if store_layout.tokens is None else store_layout.tokens.dim), self._stored_dtype)
+        self._tokens: np.ndarray | list[np.ndarray] = [empty] * n  # one array where every row has as many
+        self._token_scales: list[np.ndarray] = [np.zeros(0, np.float32)] * n
+        if store_layout.tokens is not None and store_layout.tokens.length is not None:
+            self._tokens = np.zeros((n, store_layout.tokens.length, store_layout.tokens.dim), self._stored_dtype)
 
-    def put(self, encoded: Encoded, rows: Sequence[Iterable[int]]) -> None:
-        """Takes one batch.
+    def put(self, encoded: Encoded, rows: Sequence[int]) -> None:
+        """Takes one batch; several threads may put batches of other rows at the same time.
 
         Args:
-            rows: the rows that each of its samples belongs to.
+            rows: the row of each of its samples.
         """
-        for k, of_sample in enumerate(rows):
-            targets = list(of_sample)
-            self._embeddings[targets] = encoded.embeddings[k]
-            if self._layout.tokens is not None and encoded.tokens is not None:
-                length = encoded.tokens.shape[1] if encoded.lengths is None else int(encoded.lengths[k])
-                codes, scales = to_stored(encoded.tokens[k, :length], self._layout.dtype)
-                fit = np.isfinite(from_stored(codes, self._layout.dtype, scales)).all()
-                for row in targets:
-                    self._tokens[row], self._unfit[row] = codes, not fit
-                    if scales is not None:
-                        self._token_scales[row] = scales
+        self._embeddings[rows] = encoded.embeddings
+        if self._layout.tokens is None or encoded.tokens is None:
+            return
+        for k, row in enumerate(rows):
+            length = encoded.tokens.shape[1] if encoded.lengths is None else int(encoded.lengths[k])
+            codes, scales = to_stored(encoded.tokens[k, :length], self._layout.dtype)
+            self._tokens[row] = codes
+            self._unfit[row] = not np.isfinite(from_stored(codes, self._layout.dtype, scales)).all()
+            if scales is not None:
+                self._token_scales[row] = scales
+
+    def copy(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Gives rows whose input is another's what that row has: (row, the other), once all batches are in."""
+        for row, other in pairs:
+            self._embeddings[row], self._unfit[row] = self._embeddings[other], self._unfit[other]
+            self._tokens[row], self._token_scales[row] = self._tokens[other], self._token_scales[other]
 
     def finish(self, outcomes: Sequence[bytes | InputError]) -> ShardRows:
-        """The rows that are fit to keep; every other id becomes a failure.
+        """The rows that are fit to keep. An id has all its views or none: then it becomes a failure.
 
         Args:
-            outcomes: of each row its input's digest, or why it has none.
+            outcomes: of each id its input's digest, or why it has none.
         """
         codes, scales = to_stored(self._embeddings, self._layout.dtype)
-        faults = self._faults(codes, scales)
-        kept, digests, failures = [], [], []
+        faults, views = self._faults(codes, scales), self._layout.views
+        kept_ids, digests, failures = [], [], []
         for k, (sample_id, outcome) in enumerate(zip(self._ids, outcomes, strict=True)):
+            fault = next((faults[row] for row in range(k * views, (k + 1) * views) if row in faults), None)
             if isinstance(outcome, InputError):
                 failures.append(Failure(sample_id, outcome.reason, str(outcome)))
-            elif k in faults:
-                failures.append(Failure(sample_id, *faults[k]))
+            elif fault is not None:
+                failures.append(Failure(sample_id, *fault))
             else:
-                kept.append(k)
-                digests.append(outcome)
+                kept_ids.append(k)
+                digests += [outcome] * views
+        kept = [k * views + view for k in kept_ids for view in range(views)]
         tokens, offsets, token_scales = self._kept_tokens(kept)
         return ShardRows(
-            ids=[self._ids[k] for k in kept],
-            views=np.zeros(len(kept), np.uint16),
-            codes=codes[kept],
+            ids=[self._ids[k] for k in kept_ids for _ in range(views)],
+            views=np.tile(np.arange(views, dtype=np.uint16), len(kept_ids)),
+            codes=_rows(codes, kept),
             input_digests=np.frombuffer(b"".join(digests), np.uint8),
             failures=failures,
             scales=None if scales is None else scales[kept],
@@ -106,6 +123,10 @@ class RowsInMaking:
             token_offsets=offsets,
             token_scales=token_scales,
         )
+
+    @property
+    def _stored_dtype(self) -> np.dtype:
+        return np.dtype(STORED_DTYPES[self._layout.dtype])
 
     def _faults(self, codes: np.ndarray, scales: np.ndarray | None) -> dict[int, tuple[str, str]]:
         """Reason and message of each row that cannot be kept."""
@@ -132,14 +153,21 @@ class RowsInMaking:
         """Tokens, for texts their offsets, and for int8 their scales, of the kept rows."""
         if self._layout.tokens is None:
             return None, None, None
-        dim, length = self._layout.tokens.dim, self._layout.tokens.length
-        tokens = [self._tokens[k] for k in kept]
-        lengths = [len(t) for t in tokens]
-        empty = np.zeros((0, dim), STORED_DTYPES[self._layout.dtype])
-        joined = np.concatenate([empty, *tokens])
         scales = None
         if self._layout.dtype == "int8":
             scales = np.concatenate([np.zeros(0, np.float32), *(self._token_scales[k] for k in kept)])
-        if length is None:
-            return joined, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), scales
-        return joined.reshape(len(kept), length, dim), None, None if scales is None else scales.reshape(-1, length)
+        if isinstance(self._tokens, np.ndarray):
+            return (
+                _rows(self._tokens, kept),
+                None,
+                None if scales is None else scales.reshape(len(kept), self._tokens.shape[1]),
+            )
+        tokens = [self._tokens[k] for k in kept]
+        offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64)
+        empty = np.zeros((0, self._layout.tokens.dim), self._stored_dtype)
+        return np.concatenate([empty, *tokens]), offsets, scales
+
+
+def _rows(array: np.ndarray, kept: Sequence[int]) -> np.ndarray:
+    """Some rows of an array, in order; the array itself where they are all."""
+    return array if len(kept) == len(array) else array[kept]

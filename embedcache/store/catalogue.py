@@ -167,7 +167,7 @@ def open_or_create(path: Path, document: dict[str, Any]) -> Catalogue:
     if not (path / layout.STORE_NAME).exists():
         commit.publish(path / layout.STORE_NAME, layout.seal(document))
     catalogue = Catalogue.read(path)
-    _check_fingerprint(catalogue.document["fingerprint"], document["fingerprint"], path / layout.STORE_NAME)
+    check_fingerprint(catalogue.document["fingerprint"], document["fingerprint"], path / layout.STORE_NAME)
     return catalogue
 
 
@@ -210,7 +210,7 @@ def _typed(key: str, value: Any) -> Any:
 def _read_shard_document(path: Path, number: int, store_document: dict[str, Any]) -> dict[str, Any]:
     document = commit.read_document(path)
     try:
-        _check_fingerprint(str(document["fingerprint"]), str(store_document["fingerprint"]), path)
+        check_fingerprint(str(document["fingerprint"]), str(store_document["fingerprint"]), path)
         if document["file"] != layout.shard_file_name(number, document["sha256"]):
             raise StoreFormatError(f"{path}: names the file {document['file']!r}, which is not this shard's")
         if not layout.is_sized(document):
@@ -220,7 +220,12 @@ def _read_shard_document(path: Path, number: int, store_document: dict[str, Any]
     return document
 
 
-def _check_fingerprint(found: str, expected: str, path: Path) -> None:
+def check_fingerprint(found: str, expected: str, path: Path) -> None:
+    """Refuses a store whose values are not those asked for.
+
+    Raises:
+        FingerprintMismatchError: names both.
+    """
     if found != expected:
         raise FingerprintMismatchError(
             f"{path}: store fingerprint {found[:12]}..., expected {expected[:12]}...: another encoder, preprocessing "

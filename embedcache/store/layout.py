@@ -58,12 +58,14 @@ class Layout:
         dim: d, the width of an embedding.
         views: how many views of each sample are stored.
         tokens: None where only embeddings are stored.
+        view_policy: how views beyond the plain one are drawn, JSON-ready; None where there are none.
     """
 
     dtype: str
     dim: int
     views: int = 1
     tokens: TokenLayout | None = None
+    view_policy: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in STORED_DTYPES:
@@ -78,11 +80,12 @@ class Layout:
             int(document["dim"]),
             int(document["views"]),
             None if tokens is None else TokenLayout(int(tokens["dim"]), tokens["length"]),
+            document.get("view_policy"),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As documents and fingerprints hold it; `tokens` stands only where there are some."""
-        return {key: value for key, value in asdict(self).items() if value is not None or key != "tokens"}
+        """As documents and fingerprints hold it; `tokens` and `view_policy` stand only where there are some."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     def datasets(self) -> set[str]:
         """Names of the datasets that a shard of this layout has."""

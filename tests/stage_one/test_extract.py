@@ -153,7 +153,7 @@ def test_values_unfit_to_keep_become_failures(make_manifest, image_encoder, tmp_
 def test_texts_are_encoded_once_each_and_grouped_by_length(make_manifest, text_encoder, tmp_path: Path) -> None:
     manifest = make_manifest(30)
     frame = manifest.frame.copy()
-    frame["report"] = ["Clear." if i % 3 else f"Opacity number {i} " + "and so on " * i for i in range(30)]
+    frame["report"] = ["Clear." if i % 3 else f"Opacity number {i} " + "and so on " * (i // 3) for i in range(30)]
     frame.loc[4, "report"] = "  "
     manifest, counting = with_frame(manifest, frame), Counting(text_encoder)
     report = embedcache.extract(manifest, counting, tmp_path / "s", batch_size=4)
