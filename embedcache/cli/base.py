@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -15,18 +21,51 @@ PATH = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
+class _Stopped(KeyboardInterrupt):
+    """The process was asked to end, by another signal than Ctrl-C's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 class _Group(click.Group):
-    """Shows our own errors as one message and gives their exit code."""
+    """Shows our own errors as one message and gives their exit code; stopped, it says how to go on."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _signals_stop():
+                return super().invoke(ctx)
         except EmbedCacheError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("\nstopped; finished shards are kept: run the same command again to go on", err=True)
-            ctx.exit(130)
+        except KeyboardInterrupt as stopped:
+            click.echo(f"\nstopped; what is finished is kept. To go on: {_command()}", err=True)
+            ctx.exit(128 + (stopped.number if isinstance(stopped, _Stopped) else signal.SIGINT))
+
+
+@contextlib.contextmanager
+def _signals_stop() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Stopped(number)
+
+    caught = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
+    before = {number: signal.signal(number, stop) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _command() -> str:
+    """The command that is running, as it was called."""
+    program = [Path(sys.argv[0]).name]
+    if program == ["__main__.py"]:
+        program = [Path(sys.executable).name, "-m", "embedcache"]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -41,8 +41,12 @@ _OPTIONS = {  # by the name that `load_encoder` gives them
     ),
     "device": click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
     "compute_dtype": click.option(
-        "--compute-dtype", default="float32", type=click.Choice(["float32", "bfloat16", "float16"])
+        "--compute-dtype",
+        default="float32",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        help="What products are taken in (autocast).",
     ),
+    "compile": click.option("--compile", is_flag=True, help="Run the model through torch.compile."),
     "trust_remote_code": click.option(
         "--trust-remote-code", is_flag=True, help="Run the code that lies beside the weights."
     ),
@@ -64,12 +68,12 @@ def load_named(name: str, options: dict[str, Any]) -> Encoder:
     from embedcache.encoders.load import load_encoder
 
     asked = {option: options.pop(option) for option in _OPTIONS}
-    asked["decode"] = _policy(DecodePolicy, asked["decode"], "--decode")
-    asked["report"] = _policy(ReportPolicy, asked["report"], "--report")
+    asked["decode"] = policy(DecodePolicy, asked["decode"], "--decode")
+    asked["report"] = policy(ReportPolicy, asked["report"], "--report")
     return load_encoder(name, **asked)
 
 
-def _policy(kind: type, settings: Iterable[str], option: str) -> Any:
+def policy(kind: type, settings: Iterable[str], option: str) -> Any:
     """A policy from FIELD=VALUE settings, each value read as YAML; None where there are none."""
     from dataclasses import fields
 

@@ -9,27 +9,79 @@ from typing import Any
 import click
 
 from embedcache.cli.base import PATH, json_option, main
-from embedcache.cli.encoders import encoder_options, load_named
+from embedcache.cli.encoders import encoder_options, load_named, policy
+
+
+class _BatchSize(click.ParamType):
+    name = "integer or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else click.IntRange(min=1).convert(value, param, ctx)
+
+
+class _Part(click.ParamType):
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from embedcache.stage_one.plan import Part
+
+        try:
+            part = Part.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return part.number, part.n
+
+
+_part_option = click.option("--part", type=_Part(), help="Do the i-th of n parts of the plan, and leave the rest.")
+_set_option = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a field of the recipe.")
 
 
 @main.command()
 @click.argument("recipe", type=PATH)
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a field of the recipe.")
+@_set_option
 @click.option("--run-dir", type=PATH, help="Where results go; by default runs/<recipe>/<time>.")
+@click.option("--plan", is_flag=True, help="Say what stage one would take, and stop.")
+@_part_option
 @json_option
-def run(recipe: Path, overrides: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
+def run(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    run_dir: Path | None,
+    plan: bool,
+    part: tuple[int, int] | None,
+    as_json: bool,
+) -> None:
     """Run a recipe: both stages, every encoder, one table.
+
+    With --part, stage one alone: several machines that see the same files do a part each.
 
     \b
     embedcache run pipelines/phantom.yaml
-    embedcache run pipelines/shenzhen.yaml --set data.root=path/to/shenzhen
+    embedcache run pipelines/shenzhen.yaml --set data.root=path/to/shenzhen --plan
+    embedcache run pipelines/shenzhen.yaml --part 1/4
     """
     from embedcache.recipe.read import read_recipe
 
     checked = read_recipe(recipe, overrides)
-    from embedcache.recipe.run import run_recipe, score_table
+    from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe, score_table
 
-    result = run_recipe(checked, run_dir=run_dir, say=lambda line: click.echo(line, err=as_json))
+    def say(line: str) -> None:
+        click.echo(line, err=as_json)
+
+    if plan:
+        estimates = plan_recipe(checked)
+        if as_json:
+            click.echo(json.dumps({name: found.to_json() for name, found in estimates.items()}))
+        for name, found in estimates.items():
+            say("\n".join([name, *(f"  {line}" for line in found.lines())]))
+        _refuse_unless(all(found.fits for found in estimates.values()))
+        return
+    if part is not None:
+        reports = encode_recipe(checked, part=part, say=say)
+        if as_json:
+            click.echo(json.dumps([report.to_json() for report in reports]))
+        return
+    result = run_recipe(checked, run_dir=run_dir, say=say)
     if as_json:
         click.echo(json.dumps(result.to_json()))
         return
@@ -38,35 +90,88 @@ def run(recipe: Path, overrides: tuple[str, ...], run_dir: Path | None, as_json:
 
 
 @main.command()
+@click.argument("recipe", type=PATH)
+@_set_option
+@click.option("--parts", default=4, show_default=True, type=click.IntRange(min=1), help="Jobs that share stage one.")
+@click.option("--sbatch", multiple=True, metavar="OPTION", help="For each of them, such as --sbatch=--gres=gpu:1.")
+@click.option("--last-sbatch", multiple=True, metavar="OPTION", help="The same for the job that runs stage two.")
+@click.option("-o", "--out", type=PATH, help="File to write; by default it is printed.")
+def slurm(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    parts: int,
+    sbatch: tuple[str, ...],
+    last_sbatch: tuple[str, ...],
+    out: Path | None,
+) -> None:
+    """Write a script that runs a recipe as jobs of Slurm: a plan, an array that shares stage one, and the rest.
+
+    \b
+    embedcache slurm pipelines/mine.yaml --parts 8 --sbatch=--gres=gpu:1 --sbatch=--time=8:00:00 -o submit.sh
+    bash submit.sh
+    """
+    from embedcache.recipe.read import read_recipe
+
+    checked = read_recipe(recipe, overrides)
+    from embedcache.recipe.slurm import submit_script
+
+    script = submit_script(recipe, checked.name, overrides, n_parts=parts, options=sbatch, last_options=last_sbatch)
+    if out is None:
+        click.echo(script, nl=False)
+        return
+    out.write_text(script, "utf-8")
+    click.echo(f"{out}: submit it with 'bash {out}'")
+
+
+@main.command()
 @click.argument("manifest", type=PATH)
 @click.argument("encoder")
 @click.option("--store", "store_dir", type=PATH, required=True, help="The store's directory.")
 @encoder_options
 @click.option("--tokens", is_flag=True, help="Store tokens beside the embeddings.")
+@click.option("--views", default=1, type=click.IntRange(min=1), help="Rows of each sample: the plain one, and others.")
+@click.option("--view", "view_policy", multiple=True, metavar="FIELD=VALUE", help="How views are drawn: ViewPolicy.")
 @click.option("--store-dtype", default="float16", type=click.Choice(["float16", "float32", "bfloat16", "int8"]))
-@click.option("--batch-size", default=32, type=click.IntRange(min=1), show_default=True)
+@click.option("--batch-size", default="32", type=_BatchSize(), show_default=True, help="auto: by a GPU's memory.")
 @click.option("--shard-rows", default=1024, type=click.IntRange(min=1), show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="Preparing threads; by default one for each core.")
+@click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Of each process; by default its cores.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; by default one for each GPU, else one.")
+@click.option("--backend", default="local", type=click.Choice(["local", "dask", "ray"]), show_default=True)
+@click.option("--address", help="Of a running dask scheduler or ray cluster.")
+@_part_option
+@click.option("--plan", is_flag=True, help="Say what it would take, and stop.")
 @click.option("--retry-failed", is_flag=True, help="Try the inputs again that failed before.")
 @click.option("--check-inputs", is_flag=True, help="Read stored images again and refuse changed ones.")
 @json_option
-def extract(manifest: Path, encoder: str, store_dir: Path, as_json: bool, **options: Any) -> None:
+def extract(manifest: Path, encoder: str, store_dir: Path, plan: bool, as_json: bool, **options: Any) -> None:
     """Stage one: run every sample of MANIFEST through ENCODER once.
 
     Stopped or killed, the same command goes on where it was.
 
     \b
     embedcache extract manifest.parquet dinov2-s --store cache/mine/dinov2-s
-    embedcache extract manifest.parquet hf:path/to/checkpoint --store cache/mine/own --pooling mean
+    embedcache extract manifest.parquet dinov2-s --store cache/mine/dinov2-s --plan
     embedcache extract manifest.parquet rad-dino --store cache/mine/tokens --tokens --image-size 518 --token-grid 16
+    embedcache extract manifest.parquet dinov2-b --store cache/mine/b --compute-dtype bfloat16 --batch-size auto
+    embedcache extract manifest.parquet dinov2-b --store cache/mine/b --backend dask --address tcp://head:8786
     """
     from embedcache.data.manifest import Manifest
+    from embedcache.data.views import ViewPolicy
 
     read = Manifest.read(manifest)
     from embedcache.stage_one.extract import extract as run_extract
+    from embedcache.stage_one.extract import plan_extraction
 
+    options["view_policy"] = policy(ViewPolicy, options["view_policy"], "--view")
     loaded = load_named(encoder, options)
-    report = run_extract(read, loaded, store_dir, n_threads=options.pop("threads"), **options)
+    if plan:
+        for name in ("n_threads", "workers", "backend", "address", "check_inputs"):
+            options.pop(name)
+        found = plan_extraction(read, loaded, store_dir, **options)
+        click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
+        _refuse_unless(found.fits)
+        return
+    report = run_extract(read, loaded, store_dir, **options)
     if as_json:
         click.echo(json.dumps(report.to_json()))
         return
@@ -78,9 +183,20 @@ def extract(manifest: Path, encoder: str, store_dir: Path, as_json: bool, **opti
         f"{report.store}: asked {report.n_asked}, encoded {report.n_embedded}, present {report.n_present}, "
         f"failed {report.n_failed}, {report.seconds:.1f} s"
     )
+    if report.n_embedded:
+        click.echo(f"phases: {report.phases}")
+    if report.reduced:
+        sizes = ", ".join(sorted({str(size) for size in report.reduced.values()}))
+        click.echo(f"memory ran out: {len(report.reduced)} shards were encoded in batches of {sizes}", err=True)
     if report.truncated:
         n_cut = sum(report.truncated.values())
         click.echo(f"cut off: {n_cut:,} tokens of {len(report.truncated):,} texts; --max-length lets more in", err=True)
+
+
+def _refuse_unless(fits: bool) -> None:
+    if not fits:
+        click.echo("it does not fit: more is needed than is free", err=True)
+        raise click.exceptions.Exit(2)
 
 
 @main.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import yaml
 from embedcache.data.datasets.phantom import make_phantom
 from embedcache.data.manifest import Manifest
 from embedcache.data.splits import patient_split
+from embedcache.encoders.base import Encoder
 from embedcache.encoders.load import load_encoder
 from embedcache.encoders.random_init import write_random_like, write_tiny
 from embedcache.errors import RecipeError
 from embedcache.recipe.schema import EncoderSection, Recipe, TableData
-from embedcache.stage_one.extract import ExtractReport, extract
+from embedcache.stage_one.estimate import Estimate
+from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
 from embedcache.stage_two.adaptor import count_parameters
 from embedcache.stage_two.probe import probe
 from embedcache.stage_two.train import train
@@ -62,11 +64,7 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
     manifest = make_manifest(recipe)
     for label in recipe.labels:
         manifest.label(label)  # a wrong label costs no hour of encoding
-    say(f"data      {manifest.name}: {len(manifest)} images, {len(manifest.reports())} reports")
-    reports = {}
-    for modality, sections in (("image", recipe.encoders.image), ("text", recipe.encoders.text)):
-        for name, section in sections.items():
-            reports[modality, name] = _stage_one(recipe, manifest, modality, name, section, say)
+    reports = _stage_one(recipe, manifest, say)
     _write_config(recipe, run_dir)
     audit = manifest.audit(files=_image_digests(recipe))
     say(f"splits    {audit}")
@@ -81,7 +79,27 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
         ignore_index=True,
     )
     scores.to_csv(run_dir / "scores.csv", index=False)
-    return RunResult(run_dir, scores, list(reports.values()))
+    return RunResult(run_dir, scores, reports)
+
+
+def encode_recipe(
+    recipe: Recipe, *, part: tuple[int, int] | None = None, say: Say = lambda line: None
+) -> list[ExtractReport]:
+    """Stage one of a recipe alone, or a part of it; gives what became of each store.
+
+    Args:
+        part: (i, n) does the i-th of n parts of every store's plan.
+    """
+    return _stage_one(recipe, make_manifest(recipe), say, part)
+
+
+def plan_recipe(recipe: Recipe) -> dict[str, Estimate]:
+    """What stage one of a recipe would take, for each encoder by name; draws the data where it is not there."""
+    manifest = make_manifest(recipe)
+    return {
+        name: plan_extraction(manifest, encoder, recipe.cache / name, **recipe.extract.content())
+        for name, encoder in _encoders(recipe, manifest)
+    }
 
 
 def _image_digests(recipe: Recipe) -> dict[str, bytes]:
@@ -113,25 +131,35 @@ def make_manifest(recipe: Recipe) -> Manifest:
     return Manifest(frame, name=manifest.name, root=manifest.root)
 
 
+def _encoders(recipe: Recipe, manifest: Manifest) -> Iterator[tuple[str, Encoder]]:
+    """Every encoder by its name, one after the other: they need not be in memory together."""
+    for modality, sections in (("image", recipe.encoders.image), ("text", recipe.encoders.text)):
+        for name, section in sections.items():
+            source = _source(recipe, manifest, name, section)
+            yield name, load_encoder(source, modality="image" if modality == "image" else "text", **section.options())
+
+
 def _stage_one(
-    recipe: Recipe, manifest: Manifest, modality: str, name: str, section: EncoderSection, say: Say
-) -> ExtractReport:
-    encoder = load_encoder(
-        _source(recipe, manifest, name, section),
-        modality="image" if modality == "image" else "text",
-        **section.options(),
-    )
-    report = extract(manifest, encoder, recipe.cache / name, **recipe.extract.model_dump())
-    weights = ", random weights: it has learnt nothing" if section.is_random else ""
-    say(
-        f"stage one {name} ({modality}, {encoder.dim}-d{weights}): encoded {report.n_embedded}, "
-        f"present {report.n_present}, failed {report.n_failed} of {report.n_asked}, {report.seconds:.1f} s"
-    )
-    for failure in report.failures[:5]:
-        say(f"          failed {failure.id!r}: {failure.reason}: {failure.message}")
-    if report.failures:
-        say("          to try failed inputs again: --set extract.retry_failed=true")
-    return report
+    recipe: Recipe, manifest: Manifest, say: Say, part: tuple[int, int] | None = None
+) -> list[ExtractReport]:
+    say(f"data      {manifest.name}: {len(manifest)} images, {len(manifest.reports())} reports")
+    sections, reports = {**recipe.encoders.image, **recipe.encoders.text}, []
+    of_part = "" if part is None else f" part {part[0]}/{part[1]}:"
+    for name, encoder in _encoders(recipe, manifest):
+        report = extract(
+            manifest, encoder, recipe.cache / name, part=part, **recipe.extract.content(), **recipe.extract.hands()
+        )
+        weights = ", random weights: it has learnt nothing" if sections[name].is_random else ""
+        say(
+            f"stage one {name} ({encoder.modality}, {encoder.dim}-d{weights}):{of_part} encoded {report.n_embedded}, "
+            f"present {report.n_present}, failed {report.n_failed} of {report.n_asked}, {report.seconds:.1f} s"
+        )
+        for failure in report.failures[:5]:
+            say(f"          failed {failure.id!r}: {failure.reason}: {failure.message}")
+        if report.failures:
+            say("          to try failed inputs again: --set extract.retry_failed=true")
+        reports.append(report)
+    return reports
 
 
 def _source(recipe: Recipe, manifest: Manifest, name: str, section: EncoderSection) -> str:

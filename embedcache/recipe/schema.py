@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from embedcache.data.datasets.phantom import PhantomConfig
 from embedcache.data.radiograph import DecodePolicy
 from embedcache.data.reports import ReportPolicy
+from embedcache.data.views import ViewPolicy
 from embedcache.encoders.base import Pooling
+from embedcache.stage_one.engine import Backend
 from embedcache.stage_two.probe import ProbeConfig
 from embedcache.stage_two.train import TrainConfig
 
@@ -78,6 +80,7 @@ class EncoderSection(_Section):
     max_length: Annotated[int, Field(ge=3)] | None = None
     report: ReportPolicy | None = None
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
@@ -119,9 +122,23 @@ class ExtractSection(_Section):
     tokens: bool = False
     store_dtype: Literal["float16", "float32", "bfloat16", "int8"] = "float16"
     shard_rows: Annotated[int, Field(ge=1)] = 1024
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    n_threads: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
+    views: Annotated[int, Field(ge=1)] = 1
+    view_policy: ViewPolicy | None = None
     retry_failed: bool = False
+    n_threads: Annotated[int, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
+    backend: Backend = "local"
+    address: str | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What determines the work, without who does it."""
+        names = ("tokens", "store_dtype", "shard_rows", "batch_size", "views", "view_policy", "retry_failed")
+        return {name: getattr(self, name) for name in names}
+
+    def hands(self) -> dict[str, Any]:
+        """Who does the work."""
+        return {name: getattr(self, name) for name in ("n_threads", "workers", "backend", "address")}
 
 
 class Recipe(_Section):

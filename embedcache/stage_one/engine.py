@@ -117,6 +117,8 @@ def carry_out(order: Order) -> Delivery:
         Pipeline(order.samples, encoder, catalogue, n_threads=order.n_threads, is_wanted=is_wanted) as pipeline,
     ):
         done = pipeline.run(order.shards, claims if order.polite else None)
+        if not is_wanted():
+            os._exit(1)  # nobody waits for an answer, and an idle worker would keep the encoder's memory
         return Delivery(done, pipeline.clock.read(), dict(encoder.record.notes))
 
 
@@ -143,7 +145,10 @@ def hand_out(
             Order(catalogue.path.resolve(), samples.of_shards(run), encoder, run, n_threads, polite)
             for run in batched(shards, each)
         )
-        yield from _parallel(orders, n_jobs=-1, pre_dispatch=_AHEAD)
+        if workers.backend == "dask":
+            yield from _parallel(orders, n_jobs=-1, pre_dispatch=_AHEAD)
+        else:  # joblib has nothing of ray before the last task is done
+            yield from _parallel(orders, n_jobs=n_workers, pre_dispatch="all", as_ready=False)
 
 
 def _locally(
@@ -175,11 +180,11 @@ def _locally(
         get_reusable_executor().shutdown(wait=True, kill_workers=True)  # they hold the encoder's memory
 
 
-def _parallel(orders: Iterable[Order], **settings: Any) -> Iterator[Delivery]:
+def _parallel(orders: Iterable[Order], *, as_ready: bool = True, **settings: Any) -> Iterator[Delivery]:
     from joblib import Parallel, delayed
 
-    work = Parallel(batch_size=1, return_as="generator_unordered", **settings)
-    return work(delayed(carry_out)(order) for order in orders)
+    work = Parallel(batch_size=1, return_as="generator_unordered" if as_ready else "list", **settings)
+    return iter(work(delayed(carry_out)(order) for order in orders))
 
 
 @contextlib.contextmanager

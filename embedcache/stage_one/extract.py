@@ -218,6 +218,8 @@ class _Asked:
         for name, value in wrong.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected at least 1")
+        if self.views == 1 and self.view_policy is not None:
+            raise ValueError("view_policy was given, but views is 1: there is no view to draw")
         if self.views > self.shard_rows:
             raise ValueError(f"views is {self.views}, expected at most shard_rows ({self.shard_rows})")
         if self.store_dtype not in layout.STORED_DTYPES:
@@ -350,6 +352,7 @@ def _run_all(
                                 f"with {type(error).__name__}; look for memory that runs out, or for a file that "
                                 "breaks its decoder: --workers 1 --threads 1 shows where"
                             ) from error
+                    commit.sweep(catalogue.path)  # what workers that died left behind
             if newly:
                 slowest_s = max(slowest_s, (time.monotonic() - now) / len(newly))
             else:

@@ -37,6 +37,11 @@ class Phases:
     def __add__(self, other: Phases) -> Phases:
         return Phases(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def __str__(self) -> str:
+        threads = f"prepare {self.prepare_s:.1f} s, encode {self.encode_s:.1f} s (over all threads)"
+        waited = f"the encoder waited {self.waited:.0%} of {self.run_s:.1f} s"
+        return f"plan {self.plan_s:.1f} s, {threads}, write {self.write_s:.1f} s; {waited}"
+
     def to_json(self) -> dict[str, float]:
         return asdict(self)
 

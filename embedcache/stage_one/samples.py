@@ -43,7 +43,7 @@ class Samples:
             inputs = text_units(manifest.reports(), policy)
         else:
             inputs = dict(zip(manifest.frame["id"], manifest.frame["image"], strict=True))
-        return cls(encoder.modality, inputs, manifest.root, policy, n_views, view_policy or ViewPolicy())
+        return cls(encoder.modality, inputs, manifest.root.resolve(), policy, n_views, view_policy or ViewPolicy())
 
     def __len__(self) -> int:
         return len(self.inputs)
