@@ -49,12 +49,24 @@ def stacked(tensors: Sequence[torch.Tensor], device: str) -> torch.Tensor:
     return torch.stack(list(tensors), out=batch).to(device, non_blocking=True)
 
 
-def one_core_each() -> None:
-    """From now on this thread computes on one core: several such threads share the cores without waiting in pairs."""
+def cores_of_thread() -> int:
+    """How many cores torch uses for one operation of this thread; 1 where torch is not loaded."""
+    if "torch" not in sys.modules:
+        return 1
+    import torch
+
+    return torch.get_num_threads()
+
+
+def use_cores(n: int) -> None:
+    """From now on torch uses n cores for one operation of this thread, and of threads that are started later.
+
+    Threads of one core each share the cores of a machine without waiting for each other within an operation.
+    """
     if "torch" in sys.modules:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(n)
 
 
 def own_stream(device: str) -> None:

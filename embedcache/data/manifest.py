@@ -254,7 +254,7 @@ def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 def _as_text(values: pd.Series, name: str, column: str) -> pd.Series:
     """Text as it stands, byte for byte; what is absent becomes blank, what is no text is refused."""
     blank = values.isna()
-    wrong = ~blank & ~values.map(lambda v: isinstance(v, str))
+    wrong = ~blank & ~values.map(lambda v: isinstance(v, str)).astype(bool)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise ManifestError(

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from embedcache.device import is_out_of_memory, one_core_each, release_memory
+from embedcache.device import cores_of_thread, is_out_of_memory, release_memory, use_cores
 from embedcache.encoders.base import Encoder, Prepared
 from embedcache.errors import InputError, StoreWriteError
 from embedcache.progress import in_words
@@ -168,7 +168,8 @@ def probe(samples: Samples, ids: Sequence[str], encoder: Encoder, store_layout: 
     n_threads = os.cpu_count() or 1
     good: list[Prepared] = []
     n_bad, last = 0, None
-    with ThreadPoolExecutor(n_threads, initializer=one_core_each) as pool:
+    cores, one_each = cores_of_thread(), getattr(encoder, "concurrent", False)
+    with ThreadPoolExecutor(n_threads, initializer=lambda: use_cores(1)) as pool:
         started = time.perf_counter()
         for run in batched(_spread(ids), n_threads):
             for views in [pool.submit(samples.prepare, encoder, i) for i in run]:
@@ -186,7 +187,7 @@ def probe(samples: Samples, ids: Sequence[str], encoder: Encoder, store_layout: 
     repeated = good * -(-batch_size // len(good)) if len(good) < batch_size else good
     batches = [repeated[k : k + batch_size] for k in range(0, len(repeated) - batch_size + 1, batch_size)]
     n_encoding = encoding_threads(encoder, n_threads)
-    with ThreadPoolExecutor(n_encoding, initializer=one_core_each if n_encoding > 1 else None) as pool:
+    with ThreadPoolExecutor(n_encoding, initializer=lambda: use_cores(1 if one_each else cores)) as pool:
         pool.submit(encoder.encode, batches[0], tokens=tokens).result()  # the first call warms up
         started, n = time.perf_counter(), 0
         while n == 0 or (n < 2 * _PROBE_SAMPLES and time.perf_counter() - started < _PROBE_S / 3):
@@ -197,6 +198,7 @@ def probe(samples: Samples, ids: Sequence[str], encoder: Encoder, store_layout: 
                 future.result()
             n += n_encoding * batch_size
         encode_per_s = n / (time.perf_counter() - started)
+    use_cores(cores)
     on_cpu = getattr(encoder, "device", "cpu") == "cpu"
     sample_s = 1 / prepare_per_s + 1 / encode_per_s if on_cpu else max(1 / prepare_per_s, 1 / encode_per_s)
     n_tokens = sum(p.n_tokens for p in good) / len(good)
@@ -297,15 +299,19 @@ def _bytes_of(prepared: Prepared) -> int:
 
 def _resident_bytes() -> int:
     """Most memory that this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    found = _proc("/proc/self/status", "VmHWM:")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if found is None else found
 
 
 def _available_bytes() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
+    found = _proc("/proc/meminfo", "MemAvailable:")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if found is None else found
+
+
+def _proc(path: str, name: str) -> int | None:
+    """Bytes of a field that Linux gives in kB; None on other systems."""
+    with contextlib.suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
 from typing import TypeVar
 
-from embedcache.device import is_out_of_memory, one_core_each, own_stream, release_memory
+from embedcache.device import cores_of_thread, is_out_of_memory, own_stream, release_memory, use_cores
 from embedcache.encoders.base import Encoder, Prepared
 from embedcache.errors import DeviceError, InputError
 from embedcache.stage_one.phases import Clock
@@ -86,7 +86,8 @@ class Pipeline:
         self.clock = Clock()
 
     def __enter__(self) -> Pipeline:
-        self._open = ExitStack()
+        self._open, self._cores = ExitStack(), cores_of_thread()
+        self._open.callback(lambda: use_cores(self._cores))  # for threads that are started later
         self._encoding = ThreadPoolExecutor(self._n_encoding, "encode", initializer=self._prepare_thread)
         self._writing = ThreadPoolExecutor(1, "write")
         for pool in (self._writing, self._encoding):  # left in turn: first what is queued is dropped
@@ -201,10 +202,9 @@ class Pipeline:
 
     def _prepare_thread(self) -> None:
         device = getattr(self._encoder, "device", "cpu")
+        use_cores(1 if getattr(self._encoder, "concurrent", False) else self._cores)
         if device != "cpu":
             own_stream(device)
-        elif self._n_encoding > 1:
-            one_core_each()
 
 
 def batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:

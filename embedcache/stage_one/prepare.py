@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
-from embedcache.device import one_core_each
+from embedcache.device import use_cores
 from embedcache.encoders.base import Prepared
 from embedcache.errors import InputError
 
@@ -67,20 +67,22 @@ def in_order(jobs: Iterable[Job], *, n_threads: int | None, ahead: int) -> Gener
     from joblib import Parallel, delayed
 
     n_threads = n_threads or os.cpu_count() or 1
-    window = _Window(max(ahead, n_threads))
+    window, at_work = _Window(max(ahead, n_threads)), threading.Semaphore(n_threads)
+    n_jobs = max(n_threads, 2)  # with one, joblib would do everything in the thread of the consumer
 
     def outcome(i: int, job: Job) -> Outcome | _Fault | None:
         if not window.enter(i):
             return None
-        one_core_each()
+        use_cores(1)
         try:
-            return job()
+            with at_work:
+                return job()
         except InputError as error:
             return error
         except Exception as error:  # noqa: BLE001 - raised again where it is consumed
             return _Fault(error)
 
-    outcomes = Parallel(n_jobs=n_threads, backend="threading", return_as="generator")(
+    outcomes = Parallel(n_jobs=n_jobs, backend="threading", return_as="generator")(
         delayed(outcome)(i, job) for i, job in enumerate(itertools.takewhile(lambda _: window.is_open, jobs))
     )
     try:

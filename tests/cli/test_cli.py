@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -93,22 +94,73 @@ def test_a_damaged_store_is_a_fault(tmp_path: Path) -> None:
     assert "not a sealed store document" in result.output
 
 
-def test_interrupted_it_says_how_to_go_on_and_goes_on(make_manifest, checkpoints: Path, tmp_path: Path) -> None:
-    make_manifest(400).write(tmp_path / "m.parquet")
-    command = [
-        sys.executable, "-m", "embedcache", "extract", str(tmp_path / "m.parquet"), f"hf:{checkpoints / 'vit'}",
-        "--store", str(tmp_path / "s"), "--pooling", "mean", "--shard-rows", "8", "--batch-size", "4",
+def extracting(many: Path, checkpoints: Path, store: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "embedcache", "extract", str(many), f"hf:{checkpoints / 'vit'}",
+        "--store", str(store), "--pooling", "mean", "--shard-rows", "8", "--batch-size", "4", *more,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "more"),
+    [
+        (signal.SIGINT, 130, ()),
+        (signal.SIGTERM, 143, ()),
+        (signal.SIGHUP, 129, ()),
+        (signal.SIGINT, 130, ("--workers", "2")),
+    ],
+)
+def test_stopped_it_says_how_to_go_on_and_goes_on(
+    make_manifest, checkpoints: Path, tmp_path: Path, number: signal.Signals, code: int, more: tuple[str, ...]
+) -> None:
+    make_manifest(400).write(tmp_path / "m.parquet")
+    command = extracting(tmp_path / "m.parquet", checkpoints, tmp_path / "s", *more)
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list((tmp_path).glob("s/shard-*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(child.pid, signal.SIGINT)
+    os.killpg(child.pid, number)  # as a terminal does: every process of the group gets it
     _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130, errors.decode()
-    assert b"run the same command again" in errors
+    assert child.returncode == code, errors.decode()
+    told = next(line for line in errors.decode().splitlines() if line.startswith("stopped; "))
+    assert shlex.split(told.partition("To go on: ")[2])[1:] == command[1:]
+    assert "Traceback" not in errors.decode()
     done = subprocess.run([*command, "--json"], capture_output=True, check=True)
     report = json.loads(done.stdout)
     assert report["n_present"] > 0
     assert report["n_asked"] == 400 == report["n_embedded"] + report["n_present"]
+    assert set(report["phases"]) == {"plan_s", "prepare_s", "encode_s", "write_s", "run_s", "waited_s"}
     assert embedcache.verify_store(tmp_path / "s") == []
+
+
+def test_a_plan_is_told_and_nothing_is_written(make_manifest, checkpoints: Path, tmp_path: Path, monkeypatch) -> None:
+    make_manifest(30).write(tmp_path / "m.parquet")
+    command = extracting(tmp_path / "m.parquet", checkpoints, tmp_path / "s", "--plan")[3:]
+    done = call(*command)
+    assert done.exit_code == 0, done.output
+    for line in ("to do       30 of 30 ids", "shards      4, batches of 4", "disk  ", "memory  ", "time        about"):
+        assert line in done.output
+    assert json.loads(call(*command, "--json").stdout)["fits"] is True
+    assert not (tmp_path / "s").exists()
+    from embedcache.stage_one import estimate
+
+    monkeypatch.setattr(estimate, "free_bytes", lambda store: 100)
+    refused = call(*command)
+    assert refused.exit_code == 2
+    assert "it does not fit" in refused.output
+
+
+def test_parts_views_and_batch_sizes_on_the_command_line(make_manifest, checkpoints: Path, tmp_path: Path) -> None:
+    make_manifest(30).write(tmp_path / "m.parquet")
+    command = extracting(tmp_path / "m.parquet", checkpoints, tmp_path / "s", "--views", "2", "--view", "seed=3")[3:]
+    first = call(*command, "--part", "1/2", "--json")
+    assert json.loads(first.stdout)["n_asked"] == 16
+    second = call(*command, "--part", "2/2")
+    assert "asked 14, encoded 14" in second.output
+    assert "phases: plan" in second.output
+    assert len(embedcache.open_store(tmp_path / "s")) == 60
+    assert "part '3/2'" not in (wrong := call(*command, "--part", "3/2").output)
+    assert "expected 1/2 to 2/2" in wrong
+    assert "is not a valid integer" in call(*command, "--batch-size", "much").output
+    assert call(*command, "--batch-size", "auto").exit_code == 0
+    assert "--view 'sed=1': expected FIELD=VALUE with one of seed, min_area" in call(*command, "--view", "sed=1").output

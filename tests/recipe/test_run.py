@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import embedcache
+from embedcache.cli import main
 from embedcache.errors import ManifestError, RecipeError
 from embedcache.recipe.read import read_recipe
+from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe, score_table
 from embedcache.recipe.run import make_manifest as make_manifest_of
-from embedcache.recipe.run import run_recipe, score_table
 from embedcache.recipe.schema import Recipe, SplitSection, TableData
 
 SMALL = """\
@@ -128,3 +133,66 @@ probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], head: {{ste
     scores = result.scores
     alone = scores[(scores["control"] == "no-adaptor") & (scores["metric"] == "auroc")]
     assert alone["value"].item() > 0.9  # a bright square is easy to see
+
+
+def test_parts_of_stage_one_and_then_the_rest(recipe: Recipe, tmp_path: Path) -> None:
+    small = recipe.model_copy(update={"extract": recipe.extract.model_copy(update={"shard_rows": 16})})
+    assert {name: found.n_to_do for name, found in plan_recipe(small).items()} == {"vit": 80, "again": 80, "bert": 80}
+    lines: list[str] = []
+    for number in (2, 1):
+        encode_recipe(small, part=(number, 2), say=lines.append)
+    assert any(
+        "stage one vit (image, 96-d, random weights" in line and "part 2/2: encoded 32" in line for line in lines
+    )
+    result = run_recipe(small, run_dir=tmp_path / "run")
+    assert [(r.n_embedded, r.n_present) for r in result.reports] == [(0, 80)] * 3
+
+
+def test_slurm_runs_the_plan_then_the_parts_then_the_rest(recipe: Recipe, tmp_path: Path) -> None:
+    """With a stand-in for sbatch that runs what it is given, each part of an array in turn, as Slurm would."""
+    (tmp_path / "bin").mkdir()
+    stand_in = tmp_path / "bin" / "sbatch"
+    stand_in.write_text(
+        """#!/usr/bin/env bash
+set -euo pipefail
+printf '%q ' "$@" >> "$LOG"; echo >> "$LOG"
+tasks=0
+for argument in "$@"; do
+  case "$argument" in
+    --wrap=*) command="${argument#--wrap=}" ;;
+    --array=1-*) tasks="${argument#--array=1-}" ;;
+  esac
+done
+if [ "$tasks" = 0 ]; then bash -c "$command" >> "$LOG" 2>&1
+else for task in $(seq "$tasks"); do SLURM_ARRAY_TASK_ID=$task bash -c "$command" >> "$LOG" 2>&1; done; fi
+echo "$(wc -l < "$LOG");cluster"
+"""
+    )
+    stand_in.chmod(0o755)
+    (tmp_path / "bin" / "embedcache").symlink_to(Path(sys.executable).parent / "embedcache")
+    script = tmp_path / "submit.sh"
+    called = CliRunner().invoke(
+        main,
+        [
+            "slurm", str(tmp_path / "small.yaml"), "--parts", "2", "--set", "extract.shard_rows=16",
+            "--sbatch=--gres=gpu:1", "--sbatch=--time=8:00:00", "-o", str(script),
+        ],
+    )  # fmt: skip
+    assert called.exit_code == 0, called.output
+    assert "submit it with 'bash" in called.output
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+    done = subprocess.run(["bash", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    log = (tmp_path / "log").read_text()
+    assert done.returncode == 0, done.stderr + log
+    submitted = [line for line in log.splitlines() if line.startswith("--")]
+    assert [("--array=1-2" in line, "gres=gpu:1" in line) for line in submitted] == [
+        (False, False), (True, True), (False, False)
+    ]  # fmt: skip
+    assert "--dependency=afterok:" in submitted[1]
+    assert "--kill-on-invalid-dep=yes" in submitted[1]
+    assert "--dependency=afterany:" in submitted[2]
+    assert ";" not in submitted[1].partition("--dependency")[2].partition(" ")[0]
+    assert "part 1/2: encoded 48" in log
+    assert "part 2/2: encoded 32" in log
+    assert "stage one vit (image, 96-d, random weights: it has learnt nothing): encoded 0, present 80" in log
+    assert "auroc of effusion" in log
