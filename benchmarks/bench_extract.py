@@ -3,8 +3,8 @@
     python benchmarks/bench_extract.py [--json] [--device cuda] [--reports NLMCXR_reports.tgz]
 
 Images are drawn; encoders have random weights (their arithmetic is that of trained ones). On a CPU the limit is
-1 / (1/f + 1/p), with f the bare encoder and p the bare preparation in images/s, each alone on all cores as torch does it
-by default: whoever reaches it leaves no core idle. Beside a GPU it is the lesser of f and p.
+1 / (1/f + 1/p), with f the bare encoder and p the bare preparation in images/s, each alone on all cores, as torch
+does it by default: whoever reaches it leaves no core idle. Beside a GPU it is the lesser of f and p.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import embedcache
 from embedcache.encoders import checkpoint as checkpoint_module
-from embedcache.encoders.base import EncoderOptions, torch_dtype
+from embedcache.encoders.base import EncoderOptions
 from embedcache.encoders.checkpoint import Checkpoint
 from embedcache.encoders.load import convert_encoder
 from embedcache.errors import DeviceError, EncoderError
@@ -84,7 +84,7 @@ def test_unknown_names_and_places() -> None:
     with pytest.raises(EncoderError, match=r"fetch it once with 'hf download nobody/nothing'.*hf auth login"):
         embedcache.load_encoder("hf:nobody/nothing", modality="image")
     with pytest.raises(EncoderError, match="compute_dtype 'float8'"):
-        torch_dtype("float8")
+        embedcache.load_encoder("hf:./nowhere", compute_dtype="float8")
 
 
 def test_a_pooler_that_is_not_in_the_checkpoint_is_refused(checkpoints: Path) -> None:
