@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from embedcache.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
+
+_OUT_OF_MEMORY = (  # of the host, of pinned memory, of the libraries' own work space; torch has no class for these
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def pick_device(device: str) -> str:
@@ -49,6 +57,13 @@ def stacked(tensors: Sequence[torch.Tensor], device: str) -> torch.Tensor:
     return torch.stack(list(tensors), out=batch).to(device, non_blocking=True)
 
 
+def count_cores() -> int:
+    """How many cores this process may use: affinity, cgroups and LOKY_MAX_CPU_COUNT may leave it fewer."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
 def cores_of_thread() -> int:
     """How many cores torch uses for one operation of this thread; 1 where torch is not loaded."""
     if "torch" not in sys.modules:
@@ -69,6 +84,24 @@ def use_cores(n: int) -> None:
         torch.set_num_threads(n)
 
 
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Within it, float32 means float32, whatever this process allowed before: no TF32, no bfloat16 in its place."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    import torch
+
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
 def own_stream(device: str) -> None:
     """From now on what this thread does on the GPU runs beside what other threads do there."""
     import torch
@@ -84,8 +117,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     import torch
 
-    host = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return isinstance(error, torch.OutOfMemoryError) or host
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or said
 
 
 def release_memory(device: str) -> None:

@@ -58,6 +58,16 @@ class StoreWriteError(EmbedCacheError, OSError):
     """A file of a store could not be written; nothing of it counts."""
 
 
+class NoRoomError(StoreWriteError):
+    """A store that the disk cannot hold; nothing was written."""
+
+    exit_code = 2
+
+
+class SettingsError(UserError, ValueError):
+    """Settings that make no sense, alone or together."""
+
+
 class NoTokensError(UserError, AttributeError):
     """Tokens asked of a store that holds embeddings alone."""
 

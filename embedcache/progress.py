@@ -25,6 +25,7 @@ class Progress:
         self._label, self._total, self._unit = label, total, unit
         self._done, self._note = 0, ""
         self._started = self._last_line = time.monotonic()
+        self._first: tuple[int, float] | None = None  # units and time when the first were done
         self._shown = -1
         self._lock = threading.Lock()
         self._bar = None
@@ -37,6 +38,7 @@ class Progress:
         """Counts `n` units as done; `note` is shown beside the count."""
         with self._lock:
             self._done += n
+            self._first = self._first or (self._done, time.monotonic())
             self._note = note or self._note
             if self._bar is not None:
                 self._bar.set_postfix_str(self._note, refresh=False)
@@ -49,12 +51,18 @@ class Progress:
         if self._shown == self._done:
             return
         self._shown = self._done
-        seconds = max(time.monotonic() - self._started, 1e-9)
         note = f", {self._note}" if self._note else ""
-        rate = self._done / seconds
+        rate = self._rate(time.monotonic())
         left = f", {in_words((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
         counted = f"{self._label}: {self._done}/{self._total} {self._unit}, {rate:,.1f} {self._unit}/s"
         print(f"{counted}{left}{note}", file=sys.stderr)
+
+    def _rate(self, now: float) -> float:
+        """Units a second: in the end over all, before from the first on, so that a slow start makes no long wait."""
+        done, since = self._done, self._started
+        if self._first is not None and self._first[0] < self._done < self._total:
+            done, since = self._done - self._first[0], self._first[1]
+        return done / max(now - since, 1e-9)
 
     def __enter__(self) -> Progress:
         return self

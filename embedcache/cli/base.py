@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from embedcache import __version__
 from embedcache.errors import EmbedCacheError
 
 PATH = click.Path(path_type=Path)
+_RESUMED = ("extract", "run")  # called again, these go on where they were stopped
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -40,18 +42,23 @@ class _Group(click.Group):
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as stopped:
-            click.echo(f"\nstopped; what is finished is kept. To go on: {_command()}", err=True)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+            go_on = f"; what is finished is kept. To go on: {_command()}" if ctx.invoked_subcommand in _RESUMED else ""
+            click.echo(f"\nstopped{go_on}", err=True)
             ctx.exit(128 + (stopped.number if isinstance(stopped, _Stopped) else signal.SIGINT))
 
 
 @contextlib.contextmanager
 def _signals_stop() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does."""
+    """SIGTERM and SIGHUP end the command as Ctrl-C does; what the caller ignores (nohup) stays ignored."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise _Stopped(number)
 
-    caught = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in caught}
     try:
         yield
@@ -62,9 +69,12 @@ def _signals_stop() -> Iterator[None]:
 
 def _command() -> str:
     """The command that is running, as it was called."""
-    program = [Path(sys.argv[0]).name]
-    if program == ["__main__.py"]:
-        program = [Path(sys.executable).name, "-m", "embedcache"]
+    called = sys.argv[0]
+    if Path(called).name == "__main__.py":
+        program = [sys.executable, "-m", "embedcache"]
+    else:
+        name = Path(called).name
+        program = [name if shutil.which(name) == called else called]
     return shlex.join([*program, *sys.argv[1:]])
 
 

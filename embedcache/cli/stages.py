@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from embedcache.cli.base import PATH, json_option, main
 from embedcache.cli.encoders import encoder_options, load_named, policy
+from embedcache.errors import NoRoomError, SettingsError
+
+if TYPE_CHECKING:
+    from embedcache.stage_one.estimate import Estimate
 
 
 class _BatchSize(click.ParamType):
@@ -27,7 +33,7 @@ class _Part(click.ParamType):
 
         try:
             part = Part.parse(value)
-        except ValueError as error:
+        except SettingsError as error:
             self.fail(str(error), param, ctx)
         return part.number, part.n
 
@@ -64,17 +70,21 @@ def run(
 
     checked = read_recipe(recipe, overrides)
     from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe, score_table
+    from embedcache.stage_one.estimate import in_total
 
     def say(line: str) -> None:
         click.echo(line, err=as_json)
 
+    if part is not None and run_dir is not None:
+        raise SettingsError("--run-dir was given with --part: a part is of stage one, which has no run directory")
     if plan:
-        estimates = plan_recipe(checked)
+        estimates = plan_recipe(checked, part=part)
         if as_json:
             click.echo(json.dumps({name: found.to_json() for name, found in estimates.items()}))
         for name, found in estimates.items():
             say("\n".join([name, *(f"  {line}" for line in found.lines())]))
-        _refuse_unless(all(found.fits for found in estimates.values()))
+        say(f"in all: {in_total(estimates.values())}")
+        _refuse_unless_room(estimates.values())
         return
     if part is not None:
         reports = encode_recipe(checked, part=part, say=say)
@@ -93,8 +103,10 @@ def run(
 @click.argument("recipe", type=PATH)
 @_set_option
 @click.option("--parts", default=4, show_default=True, type=click.IntRange(min=1), help="Jobs that share stage one.")
-@click.option("--sbatch", multiple=True, metavar="OPTION", help="For each of them, such as --sbatch=--gres=gpu:1.")
-@click.option("--last-sbatch", multiple=True, metavar="OPTION", help="The same for the job that runs stage two.")
+@click.option(
+    "--sbatch", multiple=True, metavar="OPTION", help="For plan and parts, such as --sbatch=--gres=gpu:1."
+)
+@click.option("--last-sbatch", multiple=True, metavar="OPTION", help="For the last job, which runs stage two.")
 @click.option("-o", "--out", type=PATH, help="File to write; by default it is printed.")
 def slurm(
     recipe: Path,
@@ -115,11 +127,18 @@ def slurm(
     checked = read_recipe(recipe, overrides)
     from embedcache.recipe.slurm import submit_script
 
+    if checked.extract.retry_failed:
+        raise SettingsError(
+            f"{recipe}: extract.retry_failed with parts: each would try every failure; retry with 'embedcache run'"
+        )
     script = submit_script(recipe, checked.name, overrides, n_parts=parts, options=sbatch, last_options=last_sbatch)
     if out is None:
         click.echo(script, nl=False)
         return
-    out.write_text(script, "utf-8")
+    try:
+        out.write_text(script, "utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{out}: cannot be written ({error.strerror})") from error
     click.echo(f"{out}: submit it with 'bash {out}'")
 
 
@@ -159,17 +178,21 @@ def extract(manifest: Path, encoder: str, store_dir: Path, plan: bool, as_json: 
     from embedcache.data.views import ViewPolicy
 
     read = Manifest.read(manifest)
+    from embedcache.stage_one.asked import Asked
     from embedcache.stage_one.extract import extract as run_extract
     from embedcache.stage_one.extract import plan_extraction
+    from embedcache.stage_one.workers import Workers
 
     options["view_policy"] = policy(ViewPolicy, options["view_policy"], "--view")
+    Asked(**{field.name: options[field.name] for field in fields(Asked)})  # before an encoder is loaded
+    Workers(options["backend"], options["address"], options["workers"], options["n_threads"])
     loaded = load_named(encoder, options)
     if plan:
-        for name in ("n_threads", "workers", "backend", "address", "check_inputs"):
+        for name in ("n_threads", "check_inputs"):
             options.pop(name)
         found = plan_extraction(read, loaded, store_dir, **options)
         click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
-        _refuse_unless(found.fits)
+        _refuse_unless_room([found])
         return
     report = run_extract(read, loaded, store_dir, **options)
     if as_json:
@@ -193,10 +216,16 @@ def extract(manifest: Path, encoder: str, store_dir: Path, plan: bool, as_json: 
         click.echo(f"cut off: {n_cut:,} tokens of {len(report.truncated):,} texts; --max-length lets more in", err=True)
 
 
-def _refuse_unless(fits: bool) -> None:
-    if not fits:
-        click.echo("it does not fit: more is needed than is free", err=True)
-        raise click.exceptions.Exit(2)
+def _refuse_unless_room(estimates: Collection[Estimate]) -> None:
+    from embedcache.stage_one.resources import check_room
+
+    check_room({found.store: found.bytes_needed for found in estimates})
+    for found in estimates:
+        if not found.fits:
+            raise NoRoomError(
+                f"{found.store}: needs more memory than is free; take fewer --workers, a smaller --batch-size or "
+                "--shard-rows, or a --token-grid"
+            )
 
 
 @main.command()

@@ -129,17 +129,19 @@ def report_text(text: str, policy: ReportPolicy) -> str:
         if not _LETTER_OR_DIGIT.search(folded):
             raise InputError("no-sentence", f"the report holds no sentence that the rule {policy.rule!r} keeps")
         return folded
-    folded = clean_report(text)
     if policy.unit == "report":
-        return folded
-    chosen = _chosen(text, policy.unit)
-    if not any(_folded(part) for part in chosen):
-        wanted = "findings and no impression" if policy.unit == "caption" else policy.unit
-        raise InputError("no-section", f"the report has no {wanted}; the unit 'report' takes any text")
-    kept = _by_rule(chosen, policy.rule)
-    if not kept:
-        raise InputError("too-short", f"the rule {policy.rule!r} keeps nothing of the report's {policy.unit}")
-    return " ".join(kept)
+        return clean_report(text)
+    return " ".join(_kept_parts(text, policy))
+
+
+def report_sentences(text: str, policy: ReportPolicy) -> list[str]:
+    """The sentences of what `report_text` gives, and with its errors; the paper's rule leaves them no full stops."""
+    if policy.unit == "sentence":
+        return [report_text(text, policy)]
+    if policy.unit == "report":
+        return sentences(clean_report(text))
+    parts = _kept_parts(text, policy)
+    return parts if policy.rule == "paper" else [sentence for part in parts for sentence in sentences(part)]
 
 
 def text_units(reports: Mapping[str, str], policy: ReportPolicy) -> dict[str, str]:
@@ -225,6 +227,19 @@ def _text_or_empty(part: Any) -> str:
 def _chosen(text: str, unit: Unit) -> list[str]:
     findings, impression = findings_and_impression(text)
     return {"findings": [findings], "impression": [impression]}.get(unit, [impression, findings])
+
+
+def _kept_parts(text: str, policy: ReportPolicy) -> list[str]:
+    """What a policy keeps of a report: sections, or by the paper's rule sentences."""
+    clean_report(text)
+    chosen = _chosen(text, policy.unit)
+    if not any(_folded(part) for part in chosen):
+        wanted = "findings and no impression" if policy.unit == "caption" else policy.unit
+        raise InputError("no-section", f"the report has no {wanted}; the unit 'report' takes any text")
+    kept = _by_rule(chosen, policy.rule)
+    if not kept:
+        raise InputError("too-short", f"the rule {policy.rule!r} keeps nothing of the report's {policy.unit}")
+    return kept
 
 
 def _by_rule(parts: list[str], rule: Rule) -> list[str]:

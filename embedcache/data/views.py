@@ -9,7 +9,7 @@ Shape notation: h and w of a decoded image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +17,6 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from PIL import Image
 
-from embedcache.data.reports import sentences
 from embedcache.settings import STRICT, check
 
 
@@ -77,17 +76,15 @@ def augmented(pixels: np.ndarray, digest: bytes, view: int, policy: ViewPolicy) 
     return table[np.asarray(image)]
 
 
-def sampled(text: str, digest: bytes, view: int, policy: ViewPolicy) -> str:
+def sampled(sentences: Sequence[str], digest: bytes, view: int, policy: ViewPolicy) -> str:
     """One view of a text: some of its sentences, in order.
 
     Args:
+        sentences: all of them, one at least.
         digest: of the report.
         view: from 1.
     """
-    found = sentences(text)
-    if len(found) < 2:
-        return text
-    chances = list(zip(_draws(digest, view, policy.seed), found, strict=False))
+    chances = list(zip(_draws(digest, view, policy.seed), sentences, strict=False))
     kept = [sentence for chance, sentence in chances if chance < policy.keep_sentence]
     return " ".join(kept) if kept else min(chances)[1]
 

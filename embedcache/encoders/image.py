@@ -67,6 +67,7 @@ class ImageEncoder:
         self._policy = _decode_policy(options.decode, model.transform)
         self.device, self._compute_dtype = pick_device(options.device), options.compute_dtype
         self.concurrent = model.concurrent and not options.compile
+        self.even_batches = options.compile  # a model is compiled for each size of a batch
         shape = model.transform.output_shape(model.name)
         output = self._first_look(model, shape)
         self._pooling = choose_pooling(output, options.pooling or model.pooling, self.modality, model.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -115,6 +114,9 @@ def load_encoder(
     return encoder
 
 
+_loaded: dict[tuple[str, str], Encoder] = {}  # in a worker, by fingerprint and device
+
+
 @dataclass(frozen=True)
 class Loading:
     """One call of `load_encoder`, to be made again elsewhere.
@@ -134,24 +136,23 @@ class Loading:
         Raises:
             EncoderError: what is loaded here is another encoder.
         """
-        return _loaded(self)
+        key = (self.fingerprint, self.options.device)
+        if key not in _loaded:
+            options = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+            encoder = load_encoder(self.name, modality=self.modality, **options)
+            if encoder.fingerprint != self.fingerprint:
+                raise EncoderError(
+                    f"{self.name}: its fingerprint here is {encoder.fingerprint[:12]}..., expected "
+                    f"{self.fingerprint[:12]}...: other weights, files or package versions than where the work was "
+                    "planned; give every worker the same"
+                )
+            _loaded.clear()  # a worker has one at a time
+            _loaded[key] = encoder
+        return _loaded[key]
 
     def on(self, device: str) -> Loading:
         """The same encoder on another device."""
         return replace(self, options=replace(self.options, device=device))
-
-
-@functools.lru_cache(maxsize=2)
-def _loaded(loading: Loading) -> Encoder:
-    options = {field.name: getattr(loading.options, field.name) for field in fields(loading.options)}
-    encoder = load_encoder(loading.name, modality=loading.modality, **options)
-    if encoder.fingerprint != loading.fingerprint:
-        raise EncoderError(
-            f"{loading.name}: its fingerprint here is {encoder.fingerprint[:12]}..., expected "
-            f"{loading.fingerprint[:12]}...: other weights, files or package versions than where the work was planned; "
-            "give every worker the same"
-        )
-    return encoder
 
 
 def convert_encoder(name: str, out: Path) -> Path:

@@ -5,6 +5,7 @@ Shape notation: b batch size, l tokens, d width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedcache.data.reports import ReportPolicy, report_digest, report_text
+from embedcache.data.reports import ReportPolicy, report_digest, report_sentences, report_text
 from embedcache.data.views import ViewPolicy, sampled
 from embedcache.device import moved, pick_device
 from embedcache.encoders.base import (
@@ -31,6 +32,7 @@ from embedcache.encoders.base import (
 from embedcache.encoders.pooling import Output, choose_pooling, pool
 from embedcache.errors import EncoderError, refusing
 
+_REMEMBERED = 1024  # texts whose token ids are kept
 REPORT_TOKENS = 112  # as the paper's code: most reports end before
 
 
@@ -80,7 +82,8 @@ class TextEncoder:
 
     def __init__(self, model: TextModel, options: EncoderOptions, *, name: str | None = None) -> None:
         self.report_policy = options.report or ReportPolicy()
-        self._tokenize, self._pad_id, self._pad_to = model.tokenize, model.pad_id, model.pad_to
+        self._tokenize = functools.lru_cache(_REMEMBERED)(model.tokenize)  # equal texts follow each other in a plan
+        self._pad_id, self._pad_to = model.pad_id, model.pad_to
         self._forward, self._head = model.forward, model.head
         self.device, self._compute_dtype = "cpu", "float32"
         freeze(model.module, device=self.device)
@@ -112,9 +115,10 @@ class TextEncoder:
 
     def prepare_views(self, sample: Path | str, n: int, policy: ViewPolicy) -> list[Prepared]:
         """What is to be encoded of one report, tokenised, and n - 1 samples of its sentences."""
-        text = report_text(str(sample), self.report_policy)
-        digest = report_digest(str(sample))
-        views = [text, *(sampled(text, digest, view, policy) for view in range(1, n))]
+        views, digest = [report_text(str(sample), self.report_policy)], report_digest(str(sample))
+        if n > 1:
+            pieces = report_sentences(str(sample), self.report_policy)
+            views += [sampled(pieces, digest, view, policy) for view in range(1, n)]
         with refusing("tokenise", "the encoder's tokenizer refused it", OF_INPUTS):
             tokenised = [self._tokenize(view) for view in views]
         return [

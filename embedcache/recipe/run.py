@@ -62,8 +62,6 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
     run_dir = Path(run_dir or Path("runs") / recipe.name / time.strftime("%Y-%m-%dT%H-%M-%S"))
     run_dir.mkdir(parents=True, exist_ok=True)
     manifest = make_manifest(recipe)
-    for label in recipe.labels:
-        manifest.label(label)  # a wrong label costs no hour of encoding
     reports = _stage_one(recipe, manifest, say)
     _write_config(recipe, run_dir)
     audit = manifest.audit(files=_image_digests(recipe))
@@ -93,11 +91,17 @@ def encode_recipe(
     return _stage_one(recipe, make_manifest(recipe), say, part)
 
 
-def plan_recipe(recipe: Recipe) -> dict[str, Estimate]:
-    """What stage one of a recipe would take, for each encoder by name; draws the data where it is not there."""
+def plan_recipe(recipe: Recipe, *, part: tuple[int, int] | None = None) -> dict[str, Estimate]:
+    """What stage one of a recipe would take, for each encoder by name; draws the data where it is not there.
+
+    Args:
+        part: (i, n) for the i-th of n parts of every store's plan alone.
+    """
     manifest = make_manifest(recipe)
+    hands = recipe.extract.hands()
+    del hands["n_threads"]
     return {
-        name: plan_extraction(manifest, encoder, recipe.cache / name, **recipe.extract.content())
+        name: plan_extraction(manifest, encoder, recipe.cache / name, part=part, **recipe.extract.content(), **hands)
         for name, encoder in _encoders(recipe, manifest)
     }
 
@@ -109,7 +113,18 @@ def _image_digests(recipe: Recipe) -> dict[str, bytes]:
 
 
 def make_manifest(recipe: Recipe) -> Manifest:
-    """The recipe's manifest, with splits by patient where it asks for them."""
+    """The recipe's manifest, with splits by patient where it asks for them.
+
+    Raises:
+        ManifestError: the table lacks one of the recipe's labels; it should cost no hour of encoding.
+    """
+    manifest = _read_or_draw(recipe)
+    for label in recipe.labels:
+        manifest.label(label)
+    return manifest
+
+
+def _read_or_draw(recipe: Recipe) -> Manifest:
     data = recipe.data
     if not isinstance(data, TableData):
         return make_phantom(data.root, data.config)

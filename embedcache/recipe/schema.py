@@ -12,7 +12,8 @@ from embedcache.data.radiograph import DecodePolicy
 from embedcache.data.reports import ReportPolicy
 from embedcache.data.views import ViewPolicy
 from embedcache.encoders.base import Pooling
-from embedcache.stage_one.engine import Backend
+from embedcache.stage_one.asked import Asked
+from embedcache.stage_one.workers import Backend, Workers
 from embedcache.stage_two.probe import ProbeConfig
 from embedcache.stage_two.train import TrainConfig
 
@@ -130,6 +131,12 @@ class ExtractSection(_Section):
     workers: Annotated[int, Field(ge=1)] | None = None
     backend: Backend = "local"
     address: str | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> ExtractSection:
+        Asked(**self.content())
+        Workers(self.backend, self.address, self.workers, self.n_threads)
+        return self
 
     def content(self) -> dict[str, Any]:
         """What determines the work, without who does it."""

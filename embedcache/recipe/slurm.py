@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 _SCRIPT = """\
 #!/usr/bin/env bash
-# Submits the recipe {recipe} as three steps of Slurm: bash submit.sh
+# Submits the recipe {recipe} as three steps of Slurm, from any directory; all of them run in this one:
+here={here}
 # Submitted again after a failure, it goes on where it stopped.
 set -euo pipefail
 
 # draws or reads the data once, says what stage one takes, and fails where that does not fit
-plan=$(sbatch --parsable --job-name={name}-plan{last} --wrap={plan})
+plan=$(sbatch --parsable --job-name={name}-plan --chdir="$here"{options} --wrap={plan})
+plan=${{plan%%;*}}
 
 # each job encodes its part of every store
-parts=$(sbatch --parsable --job-name={name} --array=1-{n} \\
-  --dependency="afterok:${{plan%%;*}}" --kill-on-invalid-dep=yes{options} --wrap={part})
+parts=$(sbatch --parsable --job-name={name} --array=1-{n} --chdir="$here" \\
+  --dependency="afterok:$plan" --kill-on-invalid-dep=yes{options} --wrap={part})
+parts=${{parts%%;*}}
 
-# whatever a failed job left is encoded here, then stage two
-sbatch --job-name={name}-last --dependency="afterany:${{parts%%;*}}"{last} --wrap={rest}
+# whatever a failed part left is encoded here, then stage two; without a plan that fits, nothing is
+sbatch --job-name={name}-last --chdir="$here" \\
+  --dependency="afterok:$plan,afterany:$parts" --kill-on-invalid-dep=yes{last} --wrap={rest}
 """
 
 
@@ -33,23 +38,29 @@ def submit_script(
     options: Sequence[str] = (),
     last_options: Sequence[str] = (),
 ) -> str:
-    """The script, for bash.
+    """The script, for bash. Jobs run in the present directory, with the present Python.
 
     Args:
         name: of the recipe; jobs are called after it.
         overrides: `a.b=c` each, as for `embedcache run`.
-        options: for sbatch, of the jobs of the array, such as `--gres=gpu:1`.
-        last_options: of the jobs before and after it.
+        options: for sbatch, of the plan and of the array, such as `--gres=gpu:1` or `--mem 8G`.
+        last_options: of the last job.
     """
     settings = [word for override in overrides for word in ("--set", override)]
-    command = shlex.join(["embedcache", "run", str(recipe.resolve()), *settings])
+    command = shlex.join([sys.executable, "-m", "embedcache", "run", str(recipe.resolve()), *settings])
     return _SCRIPT.format(
-        recipe=recipe,
+        recipe=shlex.quote(str(recipe)),
+        here=shlex.quote(str(Path.cwd())),
         name=shlex.quote(name),
         n=n_parts,
-        options="".join(f" {shlex.quote(option)}" for option in options),
-        last="".join(f" {shlex.quote(option)}" for option in last_options),
+        options=_words(options),
+        last=_words(last_options),
         plan=shlex.quote(f"{command} --plan"),
         part=shlex.quote(f"{command} --part $SLURM_ARRAY_TASK_ID/{n_parts}"),
         rest=shlex.quote(command),
     )
+
+
+def _words(options: Sequence[str]) -> str:
+    """Options as words of a command; one may hold several, such as `--mem 8G`."""
+    return "".join(f" {shlex.quote(word)}" for option in options for word in shlex.split(option))

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from embedcache.device import cores_of_thread, is_out_of_memory, release_memory, use_cores
+from embedcache.device import cores_of_thread, count_cores, full_precision, is_out_of_memory, release_memory, use_cores
 from embedcache.encoders.base import Encoder, Prepared
-from embedcache.errors import InputError, StoreWriteError
+from embedcache.errors import InputError
 from embedcache.progress import in_words
 from embedcache.stage_one.pipeline import SHARDS_FILLING, SHARDS_UNWRITTEN, batched, encoding_threads
+from embedcache.stage_one.resources import available_bytes, free_bytes, in_bytes, resident_bytes
 from embedcache.stage_one.rows import layout_for
 from embedcache.stage_one.samples import Samples
 from embedcache.store.layout import Layout
@@ -28,7 +27,11 @@ _LARGEST_BATCH = 512
 _MEMORY_SHARE = 0.8  # of a GPU's free memory that a batch may take
 _ROW_OVERHEAD_BYTES = 64  # id, view, digest of a row, and its share of a shard's record
 _PROBE_SAMPLES = 64
+_PROBE_TEXTS = 512
+_PROBE_BATCHES = 8  # of texts, whose lengths differ
 _PROBE_S = 10.0  # at most, for each of preparing and encoding
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,14 @@ class Estimate:
         n_to_do: ids to be encoded.
         n_distinct: of these, texts that differ; of images all, since files are not read before.
         n_bad: of the probed samples, how many cannot be used.
+        n_workers: processes on this machine that the figures are for.
         bytes_needed: on disk, for what was asked.
         bytes_embeddings, bytes_tokens: on disk for embeddings alone, and with tokens; None where there are none.
-        prepare_per_s, encode_per_s: samples a second, each alone with all cores; None where nothing was probed.
+        prepare_per_s: ids a second, all their views made ready, with all cores; None where nothing was probed.
+        encode_per_s: rows a second, with all cores, or one GPU.
         seconds: for all that is to do, by this machine alone.
-        memory_bytes: most of this process's memory.
+        memory_bytes: most of this machine's memory, of all workers.
+        memory_free: what the machine, or the control group that this process is in, has left for them.
     """
 
     store: Path
@@ -53,6 +59,7 @@ class Estimate:
     n_distinct: int
     n_shards: int
     batch_size: int
+    n_workers: int
     n_bad: int
     bytes_needed: int
     bytes_embeddings: int
@@ -87,12 +94,18 @@ class Estimate:
         ]
         if self.seconds is not None and self.prepare_per_s and self.encode_per_s:
             told.append(
-                f"time        about {in_words(self.seconds)} (prepares {self.prepare_per_s:,.1f}/s, encodes "
-                f"{self.encode_per_s:,.1f}/s, each alone with all cores)"
+                f"time        about {in_words(self.seconds)} (prepares {self.prepare_per_s:,.1f} samples/s, encodes "
+                f"{self.encode_per_s:,.1f} rows/s, each alone)"
             )
         if self.n_bad:
             told.append(f"bad inputs  {self.n_bad} of the samples probed; each costs its own row")
         return told
+
+
+def in_total(estimates: Collection[Estimate]) -> str:
+    """Disk and time of several, for people."""
+    disk, seconds = sum(e.bytes_needed for e in estimates), sum(e.seconds or 0 for e in estimates)
+    return f"{in_bytes(disk)}, about {in_words(seconds)} one after the other"
 
 
 @dataclass(frozen=True)
@@ -101,16 +114,19 @@ class Probe:
 
     Args:
         n_tokens: mean tokens of a row as it is stored.
-        sample_bytes: of one prepared sample in memory.
-        sample_s: seconds that a sample takes: on a CPU both turns, beside a GPU the longer of the two.
+        row_bytes: of one prepared row in memory.
     """
 
     prepare_per_s: float
     encode_per_s: float
-    sample_s: float
     n_tokens: float
-    sample_bytes: int
+    row_bytes: int
     n_bad: int
+
+    def seconds(self, n_ids: int, n_views: int, *, n_gpus: int) -> float:
+        """For all views of some ids: on a CPU both steps take their turns, beside GPUs the slower one counts."""
+        prepare_s, encode_s = n_ids / self.prepare_per_s, n_ids * n_views / self.encode_per_s
+        return max(prepare_s, encode_s / n_gpus) if n_gpus else prepare_s + encode_s
 
 
 def bytes_on_disk(store_layout: Layout, n_rows: int, tokens_per_row: float) -> int:
@@ -125,84 +141,68 @@ def bytes_on_disk(store_layout: Layout, n_rows: int, tokens_per_row: float) -> i
     return n_rows * (store_layout.row_bytes() + _ROW_OVERHEAD_BYTES)
 
 
-def free_bytes(store: Path) -> int:
-    """Free on the disk that the store is on or will be on."""
-    path = store.absolute()
-    while not path.exists():
-        path = path.parent
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
-
-
-def check_room(store: Path, needed: int) -> None:
-    """Refuses what the disk cannot hold, before anything is written.
-
-    Raises:
-        StoreWriteError: says how much is missing, and what takes less.
-    """
-    free = free_bytes(store)
-    if needed > free:
-        raise StoreWriteError(
-            f"{store}: needs about {in_bytes(needed)}, and {in_bytes(free)} are free there; nothing was started. Name "
-            "another disk with --store, or store less: no --tokens, a --token-grid, --store-dtype int8, fewer --views"
-        )
-
-
 def mean_tokens(samples: Samples, ids: Sequence[str], encoder: Encoder) -> float:
     """Mean tokens of the texts of some ids; 0 for images, whose tokens are of a number that the layout knows."""
     if samples.modality == "image":
         return 0.0
     lengths = []
-    for i in _spread(ids):
+    for i in _spread(ids, _PROBE_TEXTS):
         with contextlib.suppress(InputError):
-            lengths.append(samples.prepare(encoder, i)[0].n_tokens)
+            lengths += [row.n_tokens for row in samples.prepare(encoder, i)]
     return sum(lengths) / max(len(lengths), 1)
 
 
-def probe(samples: Samples, ids: Sequence[str], encoder: Encoder, store_layout: Layout, batch_size: int) -> Probe:
+def probe(
+    samples: Samples, ids: Sequence[str], encoder: Encoder, store_layout: Layout, *, batch_size: int, shard_ids: int
+) -> Probe:
     """Prepares and encodes a few samples from all over the dataset, each with all cores, and measures.
 
     Raises:
         InputError: none of them can be used.
     """
-    n_threads = os.cpu_count() or 1
-    good: list[Prepared] = []
-    n_bad, last = 0, None
+    n_threads, is_text = count_cores(), samples.modality == "text"
+    good: list[Prepared] = []  # rows
+    n_good, n_bad, first = 0, 0, ""
     cores, one_each = cores_of_thread(), getattr(encoder, "concurrent", False)
     with ThreadPoolExecutor(n_threads, initializer=lambda: use_cores(1)) as pool:
         started = time.perf_counter()
-        for run in batched(_spread(ids), n_threads):
-            for views in [pool.submit(samples.prepare, encoder, i) for i in run]:
+        for run in batched(_spread(ids, _PROBE_TEXTS if is_text else _PROBE_SAMPLES), n_threads):
+            for i, views in [(i, pool.submit(samples.prepare, encoder, i)) for i in run]:
                 try:
-                    good.append(views.result()[0])
+                    good += views.result()
+                    n_good += 1
                 except InputError as error:
-                    n_bad, last = n_bad + 1, error
+                    n_bad, first = n_bad + 1, first or f"{i!r}: {error.reason}: {error}"
             if time.perf_counter() - started > _PROBE_S:
                 break
-        prepare_per_s = (len(good) + n_bad) / (time.perf_counter() - started)
+        prepare_per_s = (n_good + n_bad) / (time.perf_counter() - started)
     if not good:
-        raise last or InputError("nothing", "nothing to probe")
-    tokens = store_layout.tokens is not None
-    good.sort(key=lambda p: p.n_tokens)
-    repeated = good * -(-batch_size // len(good)) if len(good) < batch_size else good
-    batches = [repeated[k : k + batch_size] for k in range(0, len(repeated) - batch_size + 1, batch_size)]
-    n_encoding = encoding_threads(encoder, n_threads)
-    with ThreadPoolExecutor(n_encoding, initializer=lambda: use_cores(1 if one_each else cores)) as pool:
+        raise InputError("nothing", f"{n_bad} of {n_bad} samples probed cannot be used, first {first}")
+    n_encoding, tokens = encoding_threads(encoder, n_threads), store_layout.tokens is not None
+    batches = _like_a_shard(good, batch_size, shard_ids * samples.n_views, n_encoding)
+    with (
+        ThreadPoolExecutor(n_encoding, initializer=lambda: use_cores(1 if one_each else cores)) as pool,
+        full_precision(),
+    ):
         pool.submit(encoder.encode, batches[0], tokens=tokens).result()  # the first call warms up
         started, n = time.perf_counter(), 0
-        while n == 0 or (n < 2 * _PROBE_SAMPLES and time.perf_counter() - started < _PROBE_S / 3):
-            under_way = [
-                pool.submit(encoder.encode, batches[k % len(batches)], tokens=tokens) for k in range(n_encoding)
-            ]
-            for future in under_way:
-                future.result()
-            n += n_encoding * batch_size
+        while n == 0 or time.perf_counter() - started < _PROBE_S / 3:
+            list(pool.map(lambda batch: encoder.encode(batch, tokens=tokens), batches))
+            n += sum(map(len, batches))
         encode_per_s = n / (time.perf_counter() - started)
     use_cores(cores)
-    on_cpu = getattr(encoder, "device", "cpu") == "cpu"
-    sample_s = 1 / prepare_per_s + 1 / encode_per_s if on_cpu else max(1 / prepare_per_s, 1 / encode_per_s)
     n_tokens = sum(p.n_tokens for p in good) / len(good)
-    return Probe(prepare_per_s, encode_per_s, sample_s, n_tokens, _bytes_of(good[0]), n_bad)
+    return Probe(prepare_per_s, encode_per_s, n_tokens, _bytes_of(good[0]), n_bad)
+
+
+def _like_a_shard(rows: Sequence[Prepared], batch_size: int, shard_rows: int, n_encoding: int) -> list[list[Prepared]]:
+    """A few batches from all over a shard whose rows are like these; texts of like length are together in it."""
+    ordered = sorted(rows, key=lambda row: row.n_tokens)
+    each = -(-max(shard_rows, batch_size) // len(ordered))
+    shard = [row for row in ordered for _ in range(each)]
+    batches = [shard[k : k + batch_size] for k in range(0, len(shard) - batch_size + 1, batch_size)]
+    several = _PROBE_BATCHES if ordered[-1].n_tokens else 1
+    return list(_spread(batches, -(-several // n_encoding) * n_encoding))
 
 
 def fitting_batch(samples: Samples, ids: Sequence[str], encoder: Encoder, *, tokens: bool) -> int:
@@ -216,7 +216,7 @@ def fitting_batch(samples: Samples, ids: Sequence[str], encoder: Encoder, *, tok
     import torch
 
     good: list[Prepared] = []
-    for i in _spread(ids):
+    for i in _spread(ids, _PROBE_SAMPLES):
         with contextlib.suppress(InputError):
             good.append(samples.prepare(encoder, i)[0])
     if not good:
@@ -226,7 +226,7 @@ def fitting_batch(samples: Samples, ids: Sequence[str], encoder: Encoder, *, tok
     while size < _LARGEST_BATCH:
         release_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before, free = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[0]
         try:
             encoder.encode([longest] * (2 * size), tokens=tokens)
         except Exception as error:  # anything else is raised again
@@ -234,7 +234,7 @@ def fitting_batch(samples: Samples, ids: Sequence[str], encoder: Encoder, *, tok
                 raise
             break
         took = torch.cuda.max_memory_allocated(device) - before
-        if took * n_encoding > _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+        if took * n_encoding > _MEMORY_SHARE * free:
             break
         size *= 2
     release_memory(device)
@@ -243,21 +243,22 @@ def fitting_batch(samples: Samples, ids: Sequence[str], encoder: Encoder, *, tok
 
 def estimate(
     store: Path, samples: Samples, encoder: Encoder, store_layout: Layout, *,
-    n_asked: int, n_present: int, ids: Sequence[str], n_shards: int, shard_ids: int, batch_size: int,
+    n_asked: int, n_present: int, ids: Sequence[str], n_shards: int, shard_ids: int, batch_size: int, n_workers: int,
 ) -> Estimate:  # fmt: skip
-    """What the ids that are to do will take."""
-    found = probe(samples, ids, encoder, store_layout, batch_size) if ids else None
+    """What the ids that are to do will take.
+
+    Args:
+        n_workers: processes on this machine that share the work.
+    """
+    found, n_views = None, samples.n_views
+    if ids:
+        found = probe(samples, ids, encoder, store_layout, batch_size=batch_size, shard_ids=shard_ids)
     n_tokens = found.n_tokens if found else 0.0
-    n_rows = len(ids) * samples.n_views
     n_distinct = len(samples.groups(ids))
-    embeddings_only = replace(store_layout, tokens=None)
     with_tokens = None
     if encoder.token_dim is not None:
-        with_tokens = layout_for(encoder, store_dtype=store_layout.dtype, tokens=True, views=samples.n_views)
-    in_flight = min(n_shards, SHARDS_FILLING + SHARDS_UNWRITTEN)
-    rows_each = min(shard_ids, max(len(ids), 1)) * samples.n_views
-    shard_bytes = bytes_on_disk(store_layout, rows_each, n_tokens) + 4 * rows_each * encoder.dim
-    ahead = 2 * rows_each if samples.modality == "text" else 4 * batch_size + (os.cpu_count() or 1) * samples.n_views
+        with_tokens = layout_for(encoder, store_dtype=store_layout.dtype, tokens=True, views=n_views)
+    on_gpu = getattr(encoder, "device", "cpu") != "cpu"
     return Estimate(
         store=store,
         n_asked=n_asked,
@@ -266,52 +267,45 @@ def estimate(
         n_distinct=n_distinct,
         n_shards=n_shards,
         batch_size=batch_size,
+        n_workers=n_workers,
         n_bad=found.n_bad if found else 0,
-        bytes_needed=bytes_on_disk(store_layout, n_rows, n_tokens),
-        bytes_embeddings=bytes_on_disk(embeddings_only, n_rows, 0),
-        bytes_tokens=None if with_tokens is None else bytes_on_disk(with_tokens, n_rows, n_tokens),
+        bytes_needed=bytes_on_disk(store_layout, len(ids) * n_views, n_tokens),
+        bytes_embeddings=bytes_on_disk(replace(store_layout, tokens=None), len(ids) * n_views, 0),
+        bytes_tokens=None if with_tokens is None else bytes_on_disk(with_tokens, len(ids) * n_views, n_tokens),
         bytes_free=free_bytes(store),
         prepare_per_s=found.prepare_per_s if found else None,
         encode_per_s=found.encode_per_s if found else None,
-        seconds=found.sample_s * n_distinct * samples.n_views if found else None,
-        memory_bytes=_resident_bytes() + in_flight * shard_bytes + ahead * (found.sample_bytes if found else 0),
-        memory_free=_resident_bytes() + _available_bytes(),
-    )
+        seconds=found.seconds(n_distinct, n_views, n_gpus=n_workers if on_gpu else 0) if found else None,
+        memory_bytes=n_workers * (
+            resident_bytes()
+            + _in_flight_bytes(samples, encoder, store_layout, found, min(shard_ids, len(ids)), n_shards, batch_size)
+        ),
+        memory_free=resident_bytes() + available_bytes(),
+    )  # fmt: skip
 
 
-def in_bytes(n: int) -> str:
-    """A size for people: `640 bytes`, `1.2 MB`, `86 GB`."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= size:
-            return f"{n / size:.{0 if n >= 10 * size else 1}f} {unit}"
-    return f"{n} bytes"
+def _in_flight_bytes(
+    samples: Samples, encoder: Encoder, store_layout: Layout, found: Probe | None, shard_ids: int, n_shards: int,
+    batch_size: int,
+) -> int:  # fmt: skip
+    """Most that the pipeline of one process holds beside what the probe held: shards, and prepared samples."""
+    if found is None:
+        return 0
+    rows = shard_ids * samples.n_views
+    shards = min(n_shards, SHARDS_FILLING + SHARDS_UNWRITTEN) + 1  # one is copied together
+    n_threads = count_cores()
+    ahead = 2 * rows if samples.modality == "text" else 2 * batch_size + n_threads * samples.n_views
+    batches = 2 * encoding_threads(encoder, n_threads) + 1  # under way, each as samples and as a tensor, and one ready
+    row_bytes = bytes_on_disk(store_layout, 1, found.n_tokens) + 4 * encoder.dim
+    return shards * rows * row_bytes + (ahead + batches * batch_size) * found.row_bytes
 
 
-def _spread(ids: Sequence[str]) -> Sequence[str]:
-    """A few ids from all over the dataset."""
-    return ids[:: max(len(ids) // _PROBE_SAMPLES, 1)][:_PROBE_SAMPLES]
+def _spread(items: Sequence[_Item], most: int) -> Sequence[_Item]:
+    """A few from all over, in order."""
+    n = min(len(items), most)
+    return [items[k * len(items) // n] for k in range(n)]
 
 
 def _bytes_of(prepared: Prepared) -> int:
     inputs = prepared.inputs
     return int(inputs.nbytes) if hasattr(inputs, "nbytes") else sys.getsizeof(inputs)
-
-
-def _resident_bytes() -> int:
-    """Most memory that this process has had."""
-    found = _proc("/proc/self/status", "VmHWM:")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if found is None else found
-
-
-def _available_bytes() -> int:
-    found = _proc("/proc/meminfo", "MemAvailable:")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if found is None else found
-
-
-def _proc(path: str, name: str) -> int | None:
-    """Bytes of a field that Linux gives in kB; None on other systems."""
-    with contextlib.suppress(OSError):
-        for line in Path(path).read_text().splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    return None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import BrokenExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,33 +15,22 @@ from embedcache.data.manifest import Manifest
 from embedcache.data.radiograph import read_regular
 from embedcache.data.reports import changed_reports
 from embedcache.data.views import ViewPolicy
+from embedcache.device import count_cores
 from embedcache.encoders.base import Encoder
-from embedcache.errors import EmbedCacheError, InputError, ManifestError, StoreNotFoundError, WorkerError, some_ids
+from embedcache.errors import EmbedCacheError, InputError, ManifestError, StoreNotFoundError, some_ids
 from embedcache.fingerprint import input_digest
-from embedcache.progress import Progress
-from embedcache.stage_one.engine import Backend, Workers, hand_out, watching
-from embedcache.stage_one.estimate import Estimate, bytes_on_disk, check_room, estimate, fitting_batch, mean_tokens
+from embedcache.stage_one.asked import Asked
+from embedcache.stage_one.estimate import Estimate, bytes_on_disk, estimate, fitting_batch, mean_tokens
 from embedcache.stage_one.phases import Phases
-from embedcache.stage_one.pipeline import Pipeline, ShardDone
 from embedcache.stage_one.plan import Part, ids_of, next_plan, work_for
-from embedcache.stage_one.rows import layout_for, rows_in_a_shard
+from embedcache.stage_one.resources import check_room
 from embedcache.stage_one.samples import Samples
+from embedcache.stage_one.work import run_all, warn_of_mixing
+from embedcache.stage_one.workers import Backend, Workers
 from embedcache.store import commit, layout
-from embedcache.store.catalogue import (
-    Catalogue,
-    Plan,
-    PlannedShard,
-    check_fingerprint,
-    open_or_create,
-    publish_plan,
-)
-from embedcache.store.claims import Claims
+from embedcache.store.catalogue import Catalogue, Plan, check_fingerprint, open_or_create, publish_plan
 from embedcache.store.shard import Failure
 from embedcache.store.store import Store, open_store
-
-_POLL_S = 0.2  # between looks at shards that other extractors have in hand
-_PATIENCE_S = 60.0  # at least, and three times the slowest shard here: so long may others' shards make no progress
-_MOST_LOSSES = 3  # rounds in which a worker died and no shard came to count
 
 
 @dataclass(frozen=True)
@@ -117,35 +104,38 @@ def extract(
         check_inputs: read every image in the store again and compare its digest; reports always are.
 
     Raises:
-        ManifestError: a report, or with `check_inputs` an image, is not what was encoded under its id.
+        ManifestError: a report, or with `check_inputs` an image, is not what was encoded under its id; or the images'
+            root is not there.
         FingerprintMismatchError: the store holds another encoder's values.
-        StoreWriteError: the store cannot be written, or the disk cannot hold it.
+        SettingsError: arguments that make no sense together.
+        NoRoomError: the disk cannot hold it; nothing was written.
+        StoreWriteError: the store cannot be written.
         WorkerError: the backend's workers cannot be reached, or die over and over.
     """
-    asked = _Asked(tokens, store_dtype, shard_rows, batch_size, views, view_policy)
-    asked.check()
+    asked = Asked(tokens, store_dtype, shard_rows, batch_size, views, view_policy, part, retry_failed)
+    asked.check(encoder)
     hands = Workers(backend, address, workers, n_threads)
+    hands.devices(encoder)
     chosen = None if part is None else Part(*part)
     started, path = time.monotonic(), Path(store_dir)
     samples = Samples.of(manifest, encoder, views, view_policy)
-    catalogue = open_or_create(path, asked.document(encoder))
-    commit.sweep(path)
-    _warn_of_mixing(catalogue, encoder.record.notes)
-    before = open_store(path)
-    present = set(before.ids)
-    if samples.modality == "text" or check_inputs:
+    catalogue, before = _begun(path, asked, encoder)
+    if before is not None and (samples.modality == "text" or check_inputs):
         _check_inputs(before, samples)
-    again = {f.id for f in before.failures} & set(samples.inputs) if retry_failed else set()
-    catalogue = _published_plan(catalogue, samples, encoder, again, asked)
+    present = set(before.ids) if before else set[str]()
+    catalogue = _published_plan(catalogue, samples, encoder, _again(before, samples, asked), asked)
+    commit.sweep(path)
+    warn_of_mixing(catalogue, encoder.record.notes)
     ids = list(samples.inputs) if chosen is None else ids_of(catalogue, list(samples.inputs), chosen)
     work = work_for(catalogue, samples.inputs, chosen)
     planned_s = time.monotonic() - started
-    done, phases = _run_all(work, samples, encoder, catalogue, hands)
+    done, phases = run_all(work, samples, encoder, catalogue, hands)
     after = open_store(path)
     if samples.modality == "text":
         _check_inputs(after, samples)  # another extractor may have had other texts under these ids
-    reduced = {d.number: d.batch_size for d, s in _planned(done, work) if d.batch_size != s.batch_size}
-    truncated = {i: n for d in done for i, n in d.truncated.items()}
+    documents = Catalogue.read(path).shards
+    reduced = {s.number: documents[s.number]["batch_size"] for s in work if "batch_size" in documents[s.number]}
+    truncated = {i: n for shard in done for i, n in shard.truncated.items()}
     return _account(after, ids, present, truncated, reduced, replace(phases, plan_s=planned_s), started)
 
 
@@ -160,30 +150,26 @@ def plan_extraction(
     batch_size: int | Literal["auto"] = 32,
     views: int = 1,
     view_policy: ViewPolicy | None = None,
+    backend: Backend = "local",
+    address: str | None = None,
+    workers: int | None = None,
     part: tuple[int, int] | None = None,
     retry_failed: bool = False,
 ) -> Estimate:
     """What `extract` with the same arguments would do and take, by a probe of some seconds; it writes nothing.
 
+    Of a cluster with an address the figures are those of one worker like this process.
+
     Raises:
         InputError: of the samples probed none can be used.
+        ManifestError, FingerprintMismatchError, SettingsError: as `extract`.
     """
-    asked = _Asked(tokens, store_dtype, shard_rows, batch_size, views, view_policy)
-    asked.check()
+    asked = Asked(tokens, store_dtype, shard_rows, batch_size, views, view_policy, part, retry_failed)
+    asked.check(encoder)
+    hands = Workers(backend, address, workers)
     path, samples = Path(store_dir), Samples.of(manifest, encoder, views, view_policy)
-    present, again = set[str](), set[str]()
-    try:
-        catalogue = Catalogue.read(path)
-        before = open_store(path)
-    except StoreNotFoundError:
-        catalogue = Catalogue(path, asked.document(encoder), {}, 0)
-    else:
-        check_fingerprint(
-            catalogue.document["fingerprint"], asked.document(encoder)["fingerprint"], path / layout.STORE_NAME
-        )
-        present = set(before.ids)
-        again = {f.id for f in before.failures} & set(samples.inputs) if retry_failed else set()
-    plan = _next_plan(catalogue, samples, encoder, again, asked)
+    catalogue, before = _begun(path, asked, encoder)
+    plan = _next_plan(catalogue, samples, encoder, _again(before, samples, asked), asked)
     work = work_for(catalogue, samples.inputs) + ([] if plan is None else list(plan.shards()))
     work = [shard for shard in work if part is None or shard.number in Part(*part)]
     return estimate(
@@ -192,65 +178,35 @@ def plan_extraction(
         encoder,
         catalogue.layout,
         n_asked=len(samples),
-        n_present=len(present & set(samples.inputs)),
+        n_present=len(set(before.ids) & set(samples.inputs)) if before else 0,
         ids=[i for shard in work for i in shard.ids],
         n_shards=len(work),
         shard_ids=max((len(shard.ids) for shard in work), default=0),
         batch_size=max((shard.batch_size for shard in work), default=0),
+        n_workers=len(hands.devices(encoder)),
     )
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What a caller asks of the store; see `extract`."""
+def _begun(path: Path, asked: Asked, encoder: Encoder) -> tuple[Catalogue, Store | None]:
+    """The store that is there, else an empty one that is not on disk yet.
 
-    tokens: bool
-    store_dtype: str
-    shard_rows: int
-    batch_size: int | Literal["auto"]
-    views: int
-    view_policy: ViewPolicy | None
-
-    def check(self) -> None:
-        wrong = {"shard_rows": self.shard_rows, "views": self.views}
-        if self.batch_size != "auto":
-            wrong["batch_size"] = self.batch_size
-        for name, value in wrong.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, expected at least 1")
-        if self.views == 1 and self.view_policy is not None:
-            raise ValueError("view_policy was given, but views is 1: there is no view to draw")
-        if self.views > self.shard_rows:
-            raise ValueError(f"views is {self.views}, expected at most shard_rows ({self.shard_rows})")
-        if self.store_dtype not in layout.STORED_DTYPES:
-            raise ValueError(f"store_dtype {self.store_dtype!r}, expected one of {', '.join(layout.STORED_DTYPES)}")
-
-    def document(self, encoder: Encoder) -> dict[str, Any]:
-        """The store's own document."""
-        return layout.store_document(
-            encoder=encoder.record.to_json(),
-            encoder_fingerprint=encoder.fingerprint,
-            modality=encoder.modality,
-            store_layout=layout_for(
-                encoder,
-                store_dtype=self.store_dtype,
-                tokens=self.tokens,
-                views=self.views,
-                view_policy=self.view_policy,
-            ),
-        )
+    Raises:
+        FingerprintMismatchError: it holds other values than those asked for.
+    """
+    document = asked.document(encoder)
+    try:
+        catalogue = Catalogue.read(path)
+    except StoreNotFoundError:
+        return Catalogue(path, document, {}, 0), None
+    check_fingerprint(catalogue.document["fingerprint"], document["fingerprint"], path / layout.STORE_NAME)
+    return catalogue, open_store(path)
 
 
-def _warn_of_mixing(catalogue: Catalogue, now: Mapping[str, Any]) -> None:
-    """Versions and device kind are recorded, not keyed: rows made with others may differ in their last bits."""
-    then = catalogue.document["encoder"].get("notes", {})
-    changed = [f"{name} {then[name]} -> {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
-    if changed:
-        warnings.warn(
-            f"{catalogue.path}: begun with other versions or another device ({', '.join(changed)}); new rows may "
-            "differ from old ones in their last bits",
-            stacklevel=3,
-        )
+def _again(before: Store | None, samples: Samples, asked: Asked) -> set[str]:
+    """Failures that are to be tried again."""
+    if before is None or not asked.retry_failed:
+        return set()
+    return {failure.id for failure in before.failures} & set(samples.inputs)
 
 
 def _check_inputs(store: Store, samples: Samples) -> None:
@@ -259,7 +215,10 @@ def _check_inputs(store: Store, samples: Samples) -> None:
     if samples.modality == "text":
         changed = changed_reports(samples.inputs.items(), encoded)
     else:
-        changed = [i for i in samples.inputs if i in encoded and not _same_image(samples, i, encoded[i])]
+        stored = [i for i in samples.inputs if i in encoded]
+        with ThreadPoolExecutor(count_cores()) as pool:  # hashing leaves the interpreter free
+            same = pool.map(lambda i: _same_image(samples, i, encoded[i]), stored)
+            changed = [i for i, is_same in zip(stored, same, strict=True) if not is_same]
     if changed:
         raise ManifestError(
             f"{store.path}: {len(changed)} {samples.modality} inputs are not what was encoded under their id: "
@@ -274,14 +233,13 @@ def _same_image(samples: Samples, sample_id: str, encoded: np.ndarray) -> bool:
         return False
 
 
-def _next_plan(catalogue: Catalogue, samples: Samples, encoder: Encoder, again: set[str], asked: _Asked) -> Plan | None:
-    rows = min(asked.shard_rows, rows_in_a_shard(encoder, catalogue.layout))
+def _next_plan(catalogue: Catalogue, samples: Samples, encoder: Encoder, again: set[str], asked: Asked) -> Plan | None:
     plan = next_plan(
         catalogue,
         list(samples.inputs),
         again=again,
         groups=samples.groups,
-        shard_ids=max(rows // asked.views, 1),
+        shard_ids=asked.ids_in_a_shard(encoder),
         batch_size=asked.batch_size if isinstance(asked.batch_size, int) else 1,
     )
     if plan is None or asked.batch_size != "auto":
@@ -290,80 +248,24 @@ def _next_plan(catalogue: Catalogue, samples: Samples, encoder: Encoder, again: 
 
 
 def _published_plan(
-    catalogue: Catalogue, samples: Samples, encoder: Encoder, again: set[str], asked: _Asked
+    catalogue: Catalogue, samples: Samples, encoder: Encoder, again: set[str], asked: Asked
 ) -> Catalogue:
     """The catalogue once every id asked for is planned, by this process or by another.
 
     Raises:
-        StoreWriteError: the disk cannot hold what is planned and not done.
+        NoRoomError: the disk cannot hold what is planned and not done.
     """
     while True:
         plan = _next_plan(catalogue, samples, encoder, again, asked)
         to_do = [i for shard in work_for(catalogue, samples.inputs) for i in shard.ids] + list(plan.ids if plan else ())
         n_tokens = mean_tokens(samples, to_do, encoder) if asked.tokens else 0.0
-        check_room(catalogue.path, bytes_on_disk(catalogue.layout, len(to_do) * asked.views, n_tokens))
+        check_room({catalogue.path: bytes_on_disk(catalogue.layout, len(to_do) * asked.views, n_tokens)})
+        on_disk = open_or_create(catalogue.path, asked.document(encoder))
         if plan is None:
-            return catalogue
+            return on_disk
         if publish_plan(catalogue.path, len(catalogue.plans), plan):
             return Catalogue.read(catalogue.path)
         catalogue = Catalogue.read(catalogue.path)
-
-
-def _run_all(
-    work: Sequence[PlannedShard], samples: Samples, encoder: Encoder, catalogue: Catalogue, hands: Workers
-) -> tuple[list[ShardDone], Phases]:
-    """Encodes what nobody else has in hand, then what others dropped, until every shard counts."""
-    done: list[ShardDone] = []
-    phases, unit = Phases(), "image" if samples.modality == "image" else "report"
-    devices = hands.devices(encoder)
-    with Claims(catalogue.path) as claims:
-        if work and claims.claim(work[0].number) and not claims.keep_others_out:
-            first = int.from_bytes(os.urandom(4), "big") % len(work)  # so that others are likely to begin elsewhere
-            work = [*work[first:], *work[:first]]
-        if hands.backend != "local" or len(devices) > 1:
-            claims.close()  # the workers have claims of their own
-        n_left, last_progress, slowest_s, n_losses = len(work) + 1, time.monotonic(), 0.0, 0
-        while left := [shard for shard in work if not catalogue.has_shard(shard.number)]:
-            now = time.monotonic()
-            if len(left) < n_left:
-                n_left, last_progress, n_losses = len(left), now, 0
-            polite = now - last_progress < max(_PATIENCE_S, 3 * slowest_s)
-            total = sum(len(shard.ids) for shard in left)
-            with Progress(f"encoding into {catalogue.path}", total=total, unit=unit) as progress:
-                if hands.backend == "local" and len(devices) == 1:
-                    with Pipeline(
-                        samples, encoder, catalogue, n_threads=hands.n_threads, on_ids=progress.advance
-                    ) as pipeline:
-                        newly = pipeline.run(left, claims if polite else None)
-                        phases += pipeline.clock.read()
-                else:
-                    newly = []
-                    try:
-                        with watching(catalogue, left, progress.advance):
-                            for delivery in hand_out(hands, devices, samples, encoder, catalogue, left, polite=polite):
-                                newly += delivery.done
-                                phases += delivery.phases
-                                _warn_of_mixing(catalogue, delivery.notes)
-                    except BrokenExecutor as error:  # a worker died: others go on with what is left
-                        n_losses += 1
-                        if n_losses == _MOST_LOSSES:
-                            raise WorkerError(
-                                f"{catalogue.path}: workers died {n_losses} times before a shard was done, the last "
-                                f"with {type(error).__name__}; look for memory that runs out, or for a file that "
-                                "breaks its decoder: --workers 1 --threads 1 shows where"
-                            ) from error
-                    commit.sweep(catalogue.path)  # what workers that died left behind
-            if newly:
-                slowest_s = max(slowest_s, (time.monotonic() - now) / len(newly))
-            else:
-                time.sleep(_POLL_S)
-            done += newly
-    return done, phases
-
-
-def _planned(done: Sequence[ShardDone], work: Sequence[PlannedShard]) -> list[tuple[ShardDone, PlannedShard]]:
-    by_number = {shard.number: shard for shard in work}
-    return [(shard, by_number[shard.number]) for shard in done]
 
 
 def _account(

@@ -15,32 +15,34 @@ class Phases:
 
     Args:
         plan_s: wall time before the first sample: inputs looked at, plan published.
+        run_s: wall time from then to the last shard, the start of other processes included.
+        worker_s: time that pipelines ran, added up over processes.
         prepare_s: decoding and transforming, or tokenising, added up over threads.
         encode_s: the model, added up over threads.
         write_s: digests, writing and syncing, in the background.
-        run_s: wall time from the first sample to the last shard.
-        waited_s: of that the time in which nothing was being encoded.
+        waited_s: of `worker_s` the time in which nothing was being encoded.
     """
 
     plan_s: float = 0.0
+    run_s: float = 0.0
+    worker_s: float = 0.0
     prepare_s: float = 0.0
     encode_s: float = 0.0
     write_s: float = 0.0
-    run_s: float = 0.0
     waited_s: float = 0.0
 
     @property
     def waited(self) -> float:
         """Share of the running time in which the encoder had nothing to do."""
-        return self.waited_s / self.run_s if self.run_s else 0.0
+        return self.waited_s / self.worker_s if self.worker_s else 0.0
 
     def __add__(self, other: Phases) -> Phases:
         return Phases(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def __str__(self) -> str:
         threads = f"prepare {self.prepare_s:.1f} s, encode {self.encode_s:.1f} s (over all threads)"
-        waited = f"the encoder waited {self.waited:.0%} of {self.run_s:.1f} s"
-        return f"plan {self.plan_s:.1f} s, {threads}, write {self.write_s:.1f} s; {waited}"
+        waited = f"the encoder waited {self.waited:.0%} of {self.worker_s:.1f} s"
+        return f"plan {self.plan_s:.1f} s, run {self.run_s:.1f} s: {threads}, write {self.write_s:.1f} s; {waited}"
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -86,9 +88,20 @@ class Clock:
             now = time.perf_counter()
             waited = self._waited + (now - self._idle_since if self._n_encoding == 0 else 0.0)
             return Phases(
+                run_s=now - self._started,
+                worker_s=now - self._started,
                 prepare_s=self._seconds["prepare"],
                 encode_s=self._seconds["encode"],
                 write_s=self._seconds["write"],
-                run_s=now - self._started,
                 waited_s=waited,
             )
+
+
+def pace(waited: float | None, n_failed: int) -> str:
+    """How it goes, for a progress line.
+
+    Args:
+        waited: share of the time in which the encoder had nothing to do; None where nobody told yet.
+    """
+    told = [] if waited is None else [f"encoder waited {waited:.0%}"]
+    return ", ".join([*told, f"{n_failed} failed"] if n_failed else told)

@@ -11,20 +11,27 @@ of a few batches; nothing grows with the dataset.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from itertools import chain, islice, takewhile
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import TypeVar
 
-from embedcache.device import cores_of_thread, is_out_of_memory, own_stream, release_memory, use_cores
+from embedcache.device import (
+    cores_of_thread,
+    count_cores,
+    full_precision,
+    is_out_of_memory,
+    own_stream,
+    release_memory,
+    use_cores,
+)
 from embedcache.encoders.base import Encoder, Prepared
 from embedcache.errors import DeviceError, InputError
-from embedcache.stage_one.phases import Clock
+from embedcache.stage_one.phases import Clock, pace
 from embedcache.stage_one.prepare import Job, Outcome, in_order
 from embedcache.stage_one.rows import RowsInMaking
 from embedcache.stage_one.samples import Samples
@@ -45,15 +52,10 @@ class ShardDone:
     """One shard that this process wrote.
 
     Args:
-        n: ids in it, those that failed included.
-        batch_size: with which it was encoded: the plan's, or less where memory ran out.
         truncated: tokens that did not fit into the encoder's `max_length`, of each text that lost some.
     """
 
     number: int
-    n: int
-    n_failed: int
-    batch_size: int
     truncated: dict[str, int] = field(default_factory=dict)
 
 
@@ -62,8 +64,8 @@ class Pipeline:
 
     Args:
         n_threads: preparing threads, and on a CPU encoding threads; by default one for each core.
+        n_cores: of torch for one batch of an encoder that is not called from several threads; by default its own.
         on_ids: called with each number of ids that were encoded, and with a note on how it goes.
-        is_wanted: asked before each shard is begun; False ends the run.
     """
 
     def __init__(
@@ -73,21 +75,22 @@ class Pipeline:
         catalogue: Catalogue,
         *,
         n_threads: int | None = None,
+        n_cores: int | None = None,
         on_ids: Callable[[int, str], None] = lambda n, note: None,
-        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self._samples, self._encoder, self._catalogue = samples, encoder, catalogue
-        self._n_threads = n_threads or os.cpu_count() or 1
+        self._n_threads = n_threads or count_cores()
         self._n_encoding = encoding_threads(encoder, self._n_threads)
         self._free = threading.Semaphore(self._n_encoding + 1)  # batches under way, and one that is ready
         self._batch_limit: int | None = None  # once memory ran out
-        self._on_ids, self._is_wanted = on_ids, is_wanted
+        self._n_cores, self._on_ids = n_cores or cores_of_thread(), on_ids
         self._n_failed = 0
         self.clock = Clock()
 
     def __enter__(self) -> Pipeline:
-        self._open, self._cores = ExitStack(), cores_of_thread()
-        self._open.callback(lambda: use_cores(self._cores))  # for threads that are started later
+        self._open = ExitStack()
+        self._open.callback(use_cores, cores_of_thread())  # for threads that are started later
+        self._open.enter_context(full_precision())
         self._encoding = ThreadPoolExecutor(self._n_encoding, "encode", initializer=self._prepare_thread)
         self._writing = ThreadPoolExecutor(1, "write")
         for pool in (self._writing, self._encoding):  # left in turn: first what is queued is dropped
@@ -102,7 +105,7 @@ class Pipeline:
         claimed: deque[PlannedShard] = deque()
 
         def jobs() -> Iterator[Job]:
-            for shard in takewhile(lambda _: self._is_wanted(), shards):
+            for shard in shards:
                 # asked again under the claim: whoever held it before may have published the shard
                 if (claims is None or claims.claim(shard.number)) and not self._catalogue.has_shard(shard.number):
                     claimed.append(shard)
@@ -116,7 +119,7 @@ class Pipeline:
         def finish_oldest() -> None:
             if len(unwritten) == SHARDS_UNWRITTEN:
                 done.append(unwritten.popleft().result())
-            unwritten.append(self._writing.submit(self._commit, *self._finished(filling.popleft())))
+            unwritten.append(self._writing.submit(self._commit, *self._finished(filling.popleft(), filling)))
 
         try:
             for first in stream:  # the first outcome of a shard: by then it stands in `claimed`
@@ -149,60 +152,71 @@ class Pipeline:
         batch_size = min(shard.batch_size, self._batch_limit or shard.batch_size)
         filling = _Filling(shard, RowsInMaking(shard.ids, self._catalogue.layout), batch_size)
         batches = _text_batches if self._samples.modality == "text" else _image_batches
+        size = batch_size if getattr(self._encoder, "even_batches", False) else 1
         for batch in batches(filling, outcomes, self._samples.n_views):
             if not filling.has_memory(wait=False):
                 continue  # the rest is taken in and dropped: the shard is done again
             self._free.acquire()
-            future = self._encoding.submit(self._encode, batch, filling.rows)
+            future = self._encoding.submit(self._encode, batch.filled_up(size), filling.rows)
             future.add_done_callback(lambda _: self._free.release())
             filling.batches.append(future)
             filling.n_told += batch.n_ids
         return filling
 
-    def _encode(self, batch: _Batch, rows: RowsInMaking) -> int:
-        with self.clock.encoding():
-            encoded = self._encoder.encode(batch.inputs, tokens=rows.wants_tokens)
+    def _encode(self, batch: _Batch, rows: RowsInMaking) -> int | None:
+        """Ids that the batch stood for; None if memory ran out: the error itself would keep what the batch took."""
+        try:
+            with self.clock.encoding():
+                encoded = self._encoder.encode(batch.inputs, tokens=rows.wants_tokens)
+        except Exception as error:  # anything else is raised again
+            if not is_out_of_memory(error):
+                raise
+            return None
         rows.put(encoded, batch.rows)
         self._tell(batch.n_ids)
         return batch.n_ids
 
-    def _finished(self, filling: _Filling) -> tuple[_Filling, ShardRows]:
-        """The rows of a shard once its last batch is encoded; where memory ran out, all of it again with less."""
+    def _finished(
+        self, filling: _Filling, younger: Iterable[_Filling]
+    ) -> tuple[PlannedShard, int, dict[str, int], ShardRows]:
+        """What there is to write of a shard, its batches awaited; where memory ran out, all of it again with less.
+
+        Args:
+            younger: shards whose batches may be under way beside it.
+        """
         while not filling.has_memory(wait=True):
             if filling.batch_size == 1:
                 raise DeviceError(
                     f"{self._catalogue.path}: {self._encoder.record.name} ran out of memory with one sample; name "
                     "another device, a smaller --image-size or --max-length, or --compute-dtype bfloat16"
                 )
-            self._batch_limit = filling.batch_size // 2
+            self._batch_limit = min(filling.batch_size // 2, self._batch_limit or filling.batch_size)
+            wait([batch for other in younger for batch in other.batches])
             release_memory(getattr(self._encoder, "device", "cpu"))
             self._tell(-filling.n_encoded)
             shard = filling.shard
             jobs = map(self._job, shard.ids)
             with closing(in_order(jobs, n_threads=self._n_threads, ahead=self._ahead([shard]))) as again:
                 filling = self._fill(shard, again)
-        filling.rows.copy(filling.copies)
-        rows = filling.rows.finish(filling.outcomes)
+        rows = filling.finish()
         self._n_failed += len(rows.failures)
         self._tell(len(filling.shard.ids) - filling.n_told)
-        return filling, rows
+        return filling.shard, filling.batch_size, filling.truncated, rows
 
     def _tell(self, n_ids: int) -> None:
-        failed = f", {self._n_failed} failed" if self._n_failed else ""
-        self._on_ids(n_ids, f"encoder waited {self.clock.read().waited:.0%}{failed}")
+        self._on_ids(n_ids, pace(self.clock.read().waited, self._n_failed))
 
-    def _commit(self, filling: _Filling, rows: ShardRows) -> ShardDone:
-        shard = filling.shard
+    def _commit(self, shard: PlannedShard, batch_size: int, truncated: dict[str, int], rows: ShardRows) -> ShardDone:
         with self.clock.phase("write"):
             if not self._catalogue.has_shard(shard.number):  # another extractor may have been faster
                 image = ShardImage(rows, self._catalogue.document)
-                less = {} if filling.batch_size == shard.batch_size else {"batch_size": filling.batch_size}
+                less = {} if batch_size == shard.batch_size else {"batch_size": batch_size}
                 commit.publish_shard(self._catalogue.path, shard.number, image, {**image.facts, **less})
-        return ShardDone(shard.number, len(shard.ids), len(rows.failures), filling.batch_size, filling.truncated)
+        return ShardDone(shard.number, truncated)
 
     def _prepare_thread(self) -> None:
         device = getattr(self._encoder, "device", "cpu")
-        use_cores(1 if getattr(self._encoder, "concurrent", False) else self._cores)
+        use_cores(1 if getattr(self._encoder, "concurrent", False) else self._n_cores)
         if device != "cpu":
             own_stream(device)
 
@@ -229,6 +243,10 @@ class _Batch:
     rows: list[int]
     n_ids: int
 
+    def filled_up(self, size: int) -> _Batch:
+        """The same with its last input repeated where it has fewer than `size`."""
+        return replace(self, inputs=self.inputs + self.inputs[-1:] * (size - len(self.inputs)))
+
 
 @dataclass
 class _Filling:
@@ -246,7 +264,7 @@ class _Filling:
     outcomes: list[bytes | InputError] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     truncated: dict[str, int] = field(default_factory=dict)
-    batches: list[Future[int]] = field(default_factory=list)
+    batches: list[Future[int | None]] = field(default_factory=list)
     n_told: int = 0
 
     @property
@@ -256,7 +274,12 @@ class _Filling:
     @property
     def n_encoded(self) -> int:
         """Ids that its batches stood for which were encoded."""
-        return sum(batch.result() for batch in self.batches if batch.exception() is None)
+        return sum(batch.result() or 0 for batch in self.batches)
+
+    def finish(self) -> ShardRows:
+        """Its rows, once all batches are in."""
+        self.rows.copy(self.copies)
+        return self.rows.finish(self.outcomes)
 
     def take(self, outcomes: Iterable[Outcome], n_views: int) -> Iterator[tuple[int, Prepared | None]]:
         """Notes what becomes of each id; gives each row that is no copy of another, and its input if it has one."""
@@ -283,13 +306,7 @@ class _Filling:
         Args:
             wait: for those that are under way.
         """
-        enough = True
-        for batch in self.batches:
-            error = batch.exception() if wait or batch.done() else None
-            if error is not None and not is_out_of_memory(error):
-                raise error
-            enough = enough and error is None
-        return enough
+        return None not in [batch.result() for batch in self.batches if wait or batch.done()]
 
 
 def _image_batches(filling: _Filling, outcomes: Iterable[Outcome], n_views: int) -> Iterator[_Batch]:

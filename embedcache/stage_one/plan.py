@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from embedcache.errors import SettingsError
 from embedcache.store.catalogue import Catalogue, Plan, PlannedShard
 
 Groups = Callable[[Sequence[str]], Sequence[Sequence[str]]]
@@ -17,6 +18,9 @@ class Part:
 
     Args:
         number: from 1 to n.
+
+    Raises:
+        SettingsError: it is not.
     """
 
     number: int
@@ -24,18 +28,18 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.n:
-            raise ValueError(f"part {self.number}/{self.n}, expected 1/{self.n} to {self.n}/{self.n}")
+            raise SettingsError(f"part {self.number}/{self.n}, expected 1/{self.n} to {self.n}/{self.n}")
 
     @classmethod
     def parse(cls, text: str) -> Part:
         """From `i/n`.
 
         Raises:
-            ValueError: not of this form, or i not from 1 to n.
+            SettingsError: not of this form, or i not from 1 to n.
         """
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or int(found[2]) < 1:
-            raise ValueError(f"part {text!r}, expected i/n such as 1/4")
+            raise SettingsError(f"part {text!r}, expected i/n such as 1/4")
         return cls(int(found[1]), int(found[2]))
 
     def __contains__(self, shard_number: int) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from embedcache.data.views import ViewPolicy
 from embedcache.encoders.base import Encoded, Encoder
-from embedcache.errors import InputError
+from embedcache.errors import InputError, SettingsError
 from embedcache.store.layout import SHARD_BYTES, STORED_DTYPES, Layout, TokenLayout
 from embedcache.store.shard import Failure, ShardRows
 from embedcache.store.values import from_stored, to_stored
@@ -24,12 +24,12 @@ def layout_for(
     """How the encoder's output is stored: tokens of images in equal numbers, those of texts in as many as there are.
 
     Raises:
-        ValueError: tokens were asked of an encoder that has none.
+        SettingsError: tokens were asked of an encoder that has none.
     """
     of_tokens = None
     if tokens:
         if encoder.token_dim is None:
-            raise ValueError(f"{encoder.record.name}: tokens were asked for, but the encoder has none")
+            raise SettingsError(f"{encoder.record.name}: tokens were asked for, but the encoder has none")
         grid = encoder.token_grid
         of_tokens = TokenLayout(encoder.token_dim, None if grid is None else grid[0] * grid[1])
     return Layout(
@@ -73,9 +73,9 @@ class RowsInMaking:
         """Takes one batch; several threads may put batches of other rows at the same time.
 
         Args:
-            rows: the row of each of its samples.
+            rows: the row of each of its samples; what is encoded beyond them only filled the batch up.
         """
-        self._embeddings[rows] = encoded.embeddings
+        self._embeddings[rows] = encoded.embeddings[: len(rows)]
         if self._layout.tokens is None or encoded.tokens is None:
             return
         for k, row in enumerate(rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from embedcache.data.manifest import Manifest, path_below
 from embedcache.data.reports import ReportPolicy, report_text, text_units
 from embedcache.data.views import ViewPolicy
 from embedcache.encoders.base import Encoder, Modality, Prepared
-from embedcache.errors import InputError
+from embedcache.errors import InputError, ManifestError, SettingsError
 from embedcache.store.catalogue import PlannedShard
+
+_MOST_LOOKS = 1000
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Samples:
         root: the directory that images must lie in.
         policy: what of a report is encoded.
         n_views: views of each, the plain one included.
+        witness: an image that was there when the work was planned: where it is gone, so are the data, and that they
+            are is no failure of each image. None where none was found.
     """
 
     modality: Modality
@@ -32,18 +37,29 @@ class Samples:
     policy: ReportPolicy
     n_views: int = 1
     view_policy: ViewPolicy = field(default_factory=ViewPolicy)
+    witness: str | None = None
 
     @classmethod
     def of(
         cls, manifest: Manifest, encoder: Encoder, n_views: int = 1, view_policy: ViewPolicy | None = None
     ) -> Samples:
-        """Every image, or every distinct report or sentence, of a manifest."""
+        """Every image, or every distinct report or sentence, of a manifest.
+
+        Raises:
+            ManifestError: images whose root is not there.
+            SettingsError: views of single sentences, which are all alike.
+        """
         policy = getattr(encoder, "report_policy", ReportPolicy(unit="report"))
+        if encoder.modality == "text" and policy.unit == "sentence" and n_views > 1:
+            raise SettingsError(f"{n_views} views of single sentences are all alike; take one, or another unit")
         if encoder.modality == "text":
             inputs = text_units(manifest.reports(), policy)
         else:
             inputs = dict(zip(manifest.frame["id"], manifest.frame["image"], strict=True))
-        return cls(encoder.modality, inputs, manifest.root.resolve(), policy, n_views, view_policy or ViewPolicy())
+        root = manifest.root.absolute()  # not resolved: another machine may mount the same place elsewhere
+        samples = cls(encoder.modality, inputs, root, policy, n_views, view_policy or ViewPolicy())
+        samples.check_data()
+        return replace(samples, witness=samples.find_witness())
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -57,11 +73,45 @@ class Samples:
 
         Raises:
             InputError: it cannot be used.
+            ManifestError: see `check_data`.
         """
-        sample = self.path(sample_id) if self.modality == "image" else self.inputs[sample_id]
-        if self.n_views == 1:
-            return [encoder.prepare(sample)]
-        return encoder.prepare_views(sample, self.n_views, self.view_policy)
+        try:
+            sample = self.path(sample_id) if self.modality == "image" else self.inputs[sample_id]
+            if self.n_views == 1:
+                return [encoder.prepare(sample)]
+            return encoder.prepare_views(sample, self.n_views, self.view_policy)
+        except InputError as error:
+            if error.reason in ("missing", "unreadable"):
+                self.check_data()
+            raise
+
+    def check_data(self) -> None:
+        """Refuses to go on where not one image but all of them are gone: a disk that is not mounted.
+
+        Raises:
+            ManifestError: the root, or the image that was there before, is not there.
+        """
+        if self.modality == "text" or not self.inputs:
+            return
+        if not _is_there(self.root):
+            raise ManifestError(f"{self.root}: no such directory, expected the one that the images are in")
+        if self.witness is not None and not _is_there(self.root / self.witness):
+            raise ManifestError(
+                f"{self.root / self.witness}: not there, but it was when the work was planned; see that "
+                f"{self.root} is mounted here, and run the same command again: no image was recorded as missing"
+            )
+
+    def find_witness(self) -> str | None:
+        """An image that is there, among the first that could be."""
+        if self.modality == "text":
+            return None
+        for relative in itertools.islice(self.inputs.values(), _MOST_LOOKS):
+            try:
+                path_below(self.root, relative)
+            except InputError:
+                continue
+            return relative
+        return None
 
     def path(self, sample_id: str) -> Path:
         """The file of an image.
@@ -86,3 +136,10 @@ class Samples:
                 key = b"unusable " + i.encode("utf-8", "surrogatepass")
             groups.setdefault(key, []).append(i)
         return list(groups.values())
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a mount that is stale, a disk that gives errors
+        return False

@@ -36,6 +36,13 @@ class Claims:
             self.close()
         return True
 
+    def is_free(self, number: int) -> bool:
+        """Whether no other process works on the shard; it is not claimed, nor is a claim of ours kept."""
+        free = self.claim(number)
+        if free and self._descriptor is not None:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, number)
+        return free
+
     @property
     def keep_others_out(self) -> bool:
         """Whether this file system has locks; known once something was claimed."""

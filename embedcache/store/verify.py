@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,6 +53,8 @@ def verify_store(path: str | Path, *, advance: Callable[[], None] = lambda: None
     Raises:
         StoreNotFoundError: no store there.
     """
+    from joblib import cpu_count
+
     path = Path(path)
     if path.is_file():
         return _verify_packed(path)
@@ -65,7 +66,7 @@ def verify_store(path: str | Path, *, advance: Callable[[], None] = lambda: None
     planned, of_plans = _planned(catalogue)
     source = Source(path, catalogue.document, list(catalogue.shards.values()), packed=False)
     found = [*problems, *of_plans]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashing leaves the interpreter free
+    with ThreadPoolExecutor(cpu_count()) as pool:  # hashing leaves the interpreter free
         planned_ids = [planned.get(number) for number in catalogue.shards]
         for problem in pool.map(partial(_verify_shard, source), source.shards, planned_ids):
             found += [] if problem is None else [problem]

@@ -16,6 +16,7 @@ import pytest
 
 import embedcache
 from embedcache import Manifest
+from embedcache.data.radiograph import read_radiograph
 from embedcache.encoders.base import Encoded, EncoderRecord, Prepared
 from embedcache.errors import FingerprintMismatchError, ManifestError, StoreWriteError
 from embedcache.stage_one import extract as extract_module
@@ -429,16 +430,16 @@ def test_settings_are_refused_before_a_plan_is_published(make_manifest, image_en
 def test_what_a_library_cannot_prepare_costs_its_own_row(
     make_manifest, image_encoder, tmp_path: Path, monkeypatch
 ) -> None:
-    real, calls = image_encoder._transform, []
+    manifest, real = make_manifest(6), image_encoder._transform
+    bad = read_radiograph(manifest.path(manifest.frame["image"][2]), image_encoder._policy).pixels
 
     def refusing(pixels):
-        calls.append(1)
-        if len(calls) == 3:
+        if np.array_equal(pixels, bad):
             raise ValueError("secret pixel values")
         return real.apply(pixels)
 
     monkeypatch.setattr(image_encoder, "_transform", dataclasses.replace(real, apply=refusing))
-    report = embedcache.extract(make_manifest(6), image_encoder, tmp_path / "s", n_threads=1)
+    report = embedcache.extract(manifest, image_encoder, tmp_path / "s")
     assert [(f.id, f.reason) for f in report.failures] == [("s002", "transform")]
     assert "secret" not in report.failures[0].message
 

@@ -1,0 +1,249 @@
+"""Processes that take orders: of this machine one for each device, of dask or of ray those that there are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError
+from dataclasses import replace
+from typing import Any, Literal, Protocol
+
+from embedcache.encoders.base import Encoder
+from embedcache.encoders.load import Loading
+from embedcache.errors import WorkerError
+from embedcache.stage_one.order import Delivery, Order, carry_out
+from embedcache.stage_one.workers import Backend, Workers
+
+_LOOK_EVERY_S = 1.0  # for the parent of a local worker
+CONNECT_S = 30
+
+
+class Lost(Exception):
+    """The process that had an order died."""
+
+
+class Pool(Protocol):
+    """Processes that take orders. What `submit` gives stands for an order that is under way."""
+
+    @property
+    def n_workers(self) -> int:
+        """How many there are by now."""
+        ...
+
+    @property
+    def neighbours(self) -> int:
+        """Most of them on one machine."""
+        ...
+
+    def submit(self, order: Order) -> Any: ...
+
+    def ended(self, under_way: Collection[Any], timeout_s: float) -> Collection[Any]:
+        """Orders that came to an end; none after `timeout_s`."""
+        ...
+
+    def delivery(self, ended: Any) -> Delivery:
+        """What became of an order; what its code raised is raised.
+
+        Raises:
+            Lost: its process died.
+        """
+        ...
+
+
+class _Local:
+    """One process for each device, made anew if it dies."""
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        self._make = lambda: ProcessPoolExecutor(1, timeout=None, initializer=_attend, initargs=(os.getpid(),))
+        self._devices = devices
+        self._executors = [self._make() for _ in devices]
+        self._places: dict[Any, tuple[int, Any]] = {}  # of each order under way its device's place, and its executor
+        self.n_workers = self.neighbours = len(devices)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, workers: Workers, encoder: Encoder) -> Iterator[_Local]:
+        pool = cls(workers.devices(encoder))
+        try:
+            yield pool
+        finally:
+            for executor in pool._executors:
+                executor.shutdown(wait=True, kill_workers=True)  # they hold the encoder's memory
+
+    def submit(self, order: Order) -> Any:
+        load = Counter(place for place, _ in self._places.values())
+        place = min(range(self.n_workers), key=lambda k: load[k])
+        if isinstance(order.encoder, Loading):
+            order = replace(order, encoder=order.encoder.on(self._devices[place]))
+        try:
+            future = self._executors[place].submit(carry_out, order)
+        except BrokenExecutor:  # it died with nothing to do
+            self._executors[place] = self._make()
+            future = self._executors[place].submit(carry_out, order)
+        self._places[future] = place, self._executors[place]
+        return future
+
+    def ended(self, under_way: Collection[Any], timeout_s: float) -> Collection[Any]:
+        from joblib.externals.loky import FIRST_COMPLETED, wait
+
+        return wait(under_way, timeout_s, FIRST_COMPLETED).done
+
+    def delivery(self, ended: Any) -> Delivery:
+        place, executor = self._places.pop(ended)
+        try:
+            return ended.result()
+        except BrokenExecutor as error:
+            if self._executors[place] is executor:
+                self._executors[place] = self._make()
+            raise Lost(type(error).__name__) from error
+
+
+class _Dask:
+    """The workers of a dask cluster, those that join later included."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, workers: Workers, encoder: Encoder) -> Iterator[_Dask]:
+        try:
+            from distributed import Client, LocalCluster
+        except ImportError as error:
+            raise WorkerError("the backend dask needs dask.distributed; run 'pip install embedcache[dask]'") from error
+        with contextlib.ExitStack() as stack:
+            cluster: Any = workers.address
+            if cluster is None:
+                n = len(workers.devices(encoder))
+                cluster = stack.enter_context(LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None))
+            try:
+                client = stack.enter_context(Client(cluster, set_as_default=False, timeout=CONNECT_S))
+            except (OSError, ValueError) as error:
+                raise WorkerError(
+                    f"no dask scheduler at {workers.address} ({type(error).__name__}: {error}); expected an address "
+                    "such as tcp://head:8786, which 'dask scheduler' prints when it starts"
+                ) from error
+            yield cls(client)
+
+    @property
+    def n_workers(self) -> int:
+        return len(self._client.ncores())
+
+    @property
+    def neighbours(self) -> int:
+        hosts = Counter(address.rpartition(":")[0] for address in self._client.ncores())
+        return max(hosts.values(), default=1)
+
+    def submit(self, order: Order) -> Any:
+        return self._client.submit(carry_out, order, pure=False)
+
+    def ended(self, under_way: Collection[Any], timeout_s: float) -> Collection[Any]:
+        from distributed import wait
+
+        try:
+            return wait(list(under_way), timeout=timeout_s, return_when="FIRST_COMPLETED").done
+        except TimeoutError:
+            return ()
+        except CancelledError:
+            return [future for future in under_way if future.cancelled()]
+
+    def delivery(self, ended: Any) -> Delivery:
+        from distributed.scheduler import KilledWorker
+
+        try:
+            return ended.result()
+        except KilledWorker as error:
+            raise Lost(f"KilledWorker ({error})") from error
+        except CancelledError as error:
+            raise WorkerError(
+                "the dask scheduler is gone, or gave its work up; run the same command again once it is back"
+            ) from error
+
+
+class _Ray:
+    """The workers of a ray cluster: one for each GPU where the encoder uses one, else one for each core."""
+
+    def __init__(self, ray: Any, resource: Literal["CPU", "GPU"]) -> None:
+        self._ray, self._resource = ray, resource
+        needs = {"num_gpus": 1} if resource == "GPU" else {"num_cpus": 1}
+        self._carry_out = ray.remote(max_retries=0, max_calls=0, **needs)(carry_out)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, workers: Workers, encoder: Encoder) -> Iterator[_Ray]:
+        try:
+            import ray
+        except ImportError as error:
+            raise WorkerError("the backend ray needs ray; run 'pip install embedcache[ray]'") from error
+        with contextlib.ExitStack() as stack:
+            if not ray.is_initialized():
+                n = len(workers.devices(encoder))
+                local = {} if workers.address else {"num_cpus": n, "include_dashboard": False}
+                try:
+                    ray.init(address=workers.address, log_to_driver=False, **local)
+                except (ConnectionError, ValueError, RuntimeError) as error:
+                    raise WorkerError(
+                        f"no ray cluster at {workers.address} ({type(error).__name__}: {error}); expected 'auto' on a "
+                        "machine of the cluster, or ray://head:10001"
+                    ) from error
+                stack.callback(ray.shutdown)
+            on_gpu = getattr(encoder, "device", "cpu") != "cpu"
+            yield cls(ray, "GPU" if on_gpu else "CPU")
+
+    def _each(self) -> list[int]:
+        """Workers of each machine."""
+        nodes = [node["Resources"].get(self._resource, 0) for node in self._ray.nodes() if node["Alive"]]
+        return [int(n) for n in nodes]
+
+    @property
+    def n_workers(self) -> int:
+        return sum(self._each())
+
+    @property
+    def neighbours(self) -> int:
+        return max([*self._each(), 1])
+
+    def submit(self, order: Order) -> Any:
+        return self._carry_out.remote(order)
+
+    def ended(self, under_way: Collection[Any], timeout_s: float) -> Collection[Any]:
+        return self._ray.wait(list(under_way), num_returns=1, timeout=timeout_s)[0]
+
+    def delivery(self, ended: Any) -> Delivery:
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            return self._ray.get(ended)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            raise Lost(type(error).__name__) from error
+
+
+POOLS: dict[Backend, Callable[[Workers, Encoder], contextlib.AbstractContextManager[Pool]]] = {
+    "local": _Local.open,
+    "dask": _Dask.open,
+    "ray": _Ray.open,
+}
+
+
+def _attend(parent: int) -> None:
+    """In a local worker: ends with its parent however that ends, and leaves Ctrl-C to it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY_S)
+        os._exit(1)
+
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own lock between processes is told as leaked where a worker is killed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
