@@ -22,3 +22,20 @@ def test_on_a_terminal_it_draws_a_bar(capsys: pytest.CaptureFixture[str], monkey
     with Progress("counting", total=2, unit="sheep") as counter:
         counter.advance(2)
     assert "2/2" in capsys.readouterr().err
+
+
+def test_a_slow_start_makes_no_long_wait(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """Ten seconds until the first ten of a hundred are done, then ten a second; in the end the rate is over all."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress("encoding", total=100, unit="image") as counter:
+        for second in (10.0, 20.0):
+            now[0] = second
+            counter.advance(10 if second == 10.0 else 40, "encoder waited 3%, 2 failed")
+        now[0] = 25.0
+        counter.advance(50)
+    assert capsys.readouterr().err.splitlines() == [
+        "encoding: 10/100 image, 1.0 image/s, 90 s left, encoder waited 3%, 2 failed",
+        "encoding: 50/100 image, 4.0 image/s, 12 s left, encoder waited 3%, 2 failed",
+        "encoding: 100/100 image, 4.0 image/s, encoder waited 3%, 2 failed",
+    ]

@@ -84,10 +84,10 @@ def _sendable(encoder: Encoder) -> Encoder | Loading:
     origin = getattr(encoder, "origin", None)
     if isinstance(origin, Loading):
         return origin
-    from joblib.externals import cloudpickle
+    from joblib.externals.loky.backend.reduction import dumps
 
     try:
-        cloudpickle.dumps(encoder)
+        dumps(encoder)
     except EncoderError:
         raise
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:

@@ -148,7 +148,8 @@ class _Dask:
         from distributed import wait
 
         try:
-            return wait(list(under_way), timeout=timeout_s, return_when="FIRST_COMPLETED").done
+            with self._client.as_current():
+                return wait(list(under_way), timeout=timeout_s, return_when="FIRST_COMPLETED").done
         except TimeoutError:
             return ()
         except CancelledError:

@@ -56,10 +56,10 @@ def available_bytes() -> int:
     """Memory that the machine has left, or the control group that a container or a batch job runs in."""
     found = _proc("/proc/meminfo", "MemAvailable:")
     of_machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if found is None else found
-    return min([of_machine, *_left_by_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return min([of_machine, *left_by_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
-def _left_by_groups(said: Path, root: Path) -> Iterator[int]:
+def left_by_groups(said: Path, root: Path) -> Iterator[int]:
     """What each memory limit of a control group leaves, from this process's own group upwards.
 
     Args:

@@ -101,6 +101,60 @@ def extracting(many: Path, checkpoints: Path, store: Path, *more: str) -> list[s
     ]  # fmt: skip
 
 
+def until_a_shard_is_there(store: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(store.glob("shard-*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_the_caller_ignores_does_not_stop_it(make_manifest, checkpoints: Path, tmp_path: Path) -> None:
+    """As under nohup, when the terminal closes."""
+    make_manifest(100).write(tmp_path / "m.parquet")
+    child = subprocess.Popen(
+        extracting(tmp_path / "m.parquet", checkpoints, tmp_path / "s"),
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    until_a_shard_is_there(tmp_path / "s")
+    child.send_signal(signal.SIGHUP)
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert "asked 100, encoded 100" in output
+
+
+def test_a_second_ctrl_c_changes_nothing(make_manifest, checkpoints: Path, tmp_path: Path) -> None:
+    make_manifest(400).write(tmp_path / "m.parquet")
+    command = extracting(tmp_path / "m.parquet", checkpoints, tmp_path / "s", "--workers", "2")
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    until_a_shard_is_there(tmp_path / "s")
+    for _ in range(2):
+        os.killpg(child.pid, signal.SIGINT)
+        time.sleep(0.05)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "To go on: " in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--address", "tcp://head:8786"), "the backend local has none, choose dask or ray with it"),
+        (("--view", "seed=1"), "there is no view to draw; ask for 2 or more"),
+        (("--views", "9", "--shard-rows", "8"), "expected at most shard_rows (8)"),
+        (("--part", "1/2", "--retry-failed"), "each part would try every failure"),
+    ],
+)
+def test_settings_that_make_no_sense_are_found_before_the_encoder_is_loaded(
+    make_manifest, tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    make_manifest(2).write(tmp_path / "m.parquet")
+    result = call("extract", tmp_path / "m.parquet", "hf:nowhere/at-all", "--store", tmp_path / "s", *more)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
 @pytest.mark.parametrize(
     ("number", "code", "more"),
     [
@@ -116,20 +170,22 @@ def test_stopped_it_says_how_to_go_on_and_goes_on(
     make_manifest(400).write(tmp_path / "m.parquet")
     command = extracting(tmp_path / "m.parquet", checkpoints, tmp_path / "s", *more)
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path).glob("s/shard-*.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until_a_shard_is_there(tmp_path / "s")
     os.killpg(child.pid, number)  # as a terminal does: every process of the group gets it
     _, errors = child.communicate(timeout=60)
     assert child.returncode == code, errors.decode()
-    told = next(line for line in errors.decode().splitlines() if line.startswith("stopped; "))
-    assert shlex.split(told.partition("To go on: ")[2])[1:] == command[1:]
+    told = errors.decode().splitlines()[-1]
+    assert told.startswith("stopped; what is finished is kept. To go on: ")
+    going_on = shlex.split(told.partition("To go on: ")[2])
+    assert going_on == command
     assert "Traceback" not in errors.decode()
-    done = subprocess.run([*command, "--json"], capture_output=True, check=True)
+    done = subprocess.run([*going_on, "--json"], capture_output=True, check=True)
     report = json.loads(done.stdout)
     assert report["n_present"] > 0
     assert report["n_asked"] == 400 == report["n_embedded"] + report["n_present"]
-    assert set(report["phases"]) == {"plan_s", "prepare_s", "encode_s", "write_s", "run_s", "waited_s"}
+    assert set(report["phases"]) == {
+        "plan_s", "run_s", "worker_s", "prepare_s", "encode_s", "write_s", "waited_s"
+    }  # fmt: skip
     assert embedcache.verify_store(tmp_path / "s") == []
 
 
@@ -142,12 +198,12 @@ def test_a_plan_is_told_and_nothing_is_written(make_manifest, checkpoints: Path,
         assert line in done.output
     assert json.loads(call(*command, "--json").stdout)["fits"] is True
     assert not (tmp_path / "s").exists()
-    from embedcache.stage_one import estimate
+    from embedcache.stage_one import resources
 
-    monkeypatch.setattr(estimate, "free_bytes", lambda store: 100)
+    monkeypatch.setattr(resources, "free_bytes", lambda store: 100)
     refused = call(*command)
     assert refused.exit_code == 2
-    assert "it does not fit" in refused.output
+    assert "100 bytes are free there; nothing was started" in refused.output
 
 
 def test_parts_views_and_batch_sizes_on_the_command_line(make_manifest, checkpoints: Path, tmp_path: Path) -> None:

@@ -163,3 +163,15 @@ def test_what_an_encoder_is_asked_for(tmp_path: Path) -> None:
     message = refusal(tmp_path, asked.replace("unit: sentence", "unit: word").replace("window:", "windows:"))
     assert "did you mean 'window'?" in message
     assert "encoders.text.bert.report.unit" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("extract.address=tcp://head:8786", "the backend local has none, choose dask or ray with it"),
+        ("extract.view_policy={seed: 1}", "there is no view to draw"),
+        ("extract={views: 9, shard_rows: 8}", "expected at most shard_rows (8)"),
+    ],
+)
+def test_settings_of_stage_one_that_make_no_sense_together(tmp_path: Path, override: str, message: str) -> None:
+    assert message in refusal(tmp_path, GOOD, override)

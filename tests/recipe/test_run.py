@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -76,8 +74,9 @@ def test_both_stages_from_one_recipe(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_a_wrong_label_is_found_before_anything_is_encoded(recipe: Recipe, tmp_path: Path) -> None:
     wrong = recipe.model_copy(update={"labels": ["efusion"]})
-    with pytest.raises(ManifestError, match="no label 'efusion'; it has opacity, effusion, cardiomegaly"):
-        run_recipe(wrong, run_dir=tmp_path / "run")
+    for begin in (lambda r: run_recipe(r, run_dir=tmp_path / "run"), encode_recipe, plan_recipe):
+        with pytest.raises(ManifestError, match="no label 'efusion'; it has opacity, effusion, cardiomegaly"):
+            begin(wrong)
     assert not recipe.cache.exists()
 
 
@@ -87,8 +86,10 @@ def test_splits_of_a_table_are_not_drawn_over(tmp_path: Path, recipe: Recipe, ma
     split = SplitSection(by="opacity")
     data = TableData(kind="table", root=manifest.root, table="t.csv", split=split)
     with pytest.raises(RecipeError, match=r"splits of its own; take data\.split out"):
-        make_manifest_of(recipe.model_copy(update={"data": data}))
-    kept = make_manifest_of(recipe.model_copy(update={"data": data.model_copy(update={"split": None})}))
+        make_manifest_of(recipe.model_copy(update={"data": data, "labels": ["opacity"]}))
+    kept = make_manifest_of(
+        recipe.model_copy(update={"data": data.model_copy(update={"split": None}), "labels": ["opacity"]})
+    )
     assert kept.frame["split"].tolist() == manifest.frame["split"].tolist()
 
 
@@ -148,51 +149,101 @@ def test_parts_of_stage_one_and_then_the_rest(recipe: Recipe, tmp_path: Path) ->
     assert [(r.n_embedded, r.n_present) for r in result.reports] == [(0, 80)] * 3
 
 
-def test_slurm_runs_the_plan_then_the_parts_then_the_rest(recipe: Recipe, tmp_path: Path) -> None:
-    """With a stand-in for sbatch that runs what it is given, each part of an array in turn, as Slurm would."""
-    (tmp_path / "bin").mkdir()
-    stand_in = tmp_path / "bin" / "sbatch"
-    stand_in.write_text(
-        """#!/usr/bin/env bash
+SBATCH = """#!/usr/bin/env bash
+# A stand-in that runs a job at once, each part of an array in turn, if what it depends on ended as it must.
 set -euo pipefail
 printf '%q ' "$@" >> "$LOG"; echo >> "$LOG"
-tasks=0
+tasks=0; here=.; runs=yes
 for argument in "$@"; do
   case "$argument" in
     --wrap=*) command="${argument#--wrap=}" ;;
     --array=1-*) tasks="${argument#--array=1-}" ;;
+    --chdir=*) here="${argument#--chdir=}" ;;
+    --dependency=*) for needed in $(tr , ' ' <<< "${argument#--dependency=}"); do
+        case "$needed" in afterok:*) [ "$(cat "$LOG.${needed#*:}")" = 0 ] || runs=no ;; esac
+        [ -e "$LOG.${needed#*:}" ]
+      done ;;
   esac
 done
-if [ "$tasks" = 0 ]; then bash -c "$command" >> "$LOG" 2>&1
-else for task in $(seq "$tasks"); do SLURM_ARRAY_TASK_ID=$task bash -c "$command" >> "$LOG" 2>&1; done; fi
-echo "$(wc -l < "$LOG");cluster"
+number=$(grep -c -- --job-name "$LOG")
+code=0
+if [ $runs = no ]; then code=cancelled
+elif [ "$tasks" = 0 ]; then (cd "$here" && bash -c "$command") >> "$LOG" 2>&1 || code=$?
+else for task in $(seq "$tasks"); do
+    (cd "$here" && SLURM_ARRAY_TASK_ID=$task bash -c "$command") >> "$LOG" 2>&1 || code=$?
+  done
+fi
+echo $code > "$LOG.$number"
+echo "$number;cluster"
 """
-    )
-    stand_in.chmod(0o755)
-    (tmp_path / "bin" / "embedcache").symlink_to(Path(sys.executable).parent / "embedcache")
-    script = tmp_path / "submit.sh"
-    called = CliRunner().invoke(
-        main,
-        [
-            "slurm", str(tmp_path / "small.yaml"), "--parts", "2", "--set", "extract.shard_rows=16",
-            "--sbatch=--gres=gpu:1", "--sbatch=--time=8:00:00", "-o", str(script),
-        ],
-    )  # fmt: skip
-    assert called.exit_code == 0, called.output
-    assert "submit it with 'bash" in called.output
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
-    done = subprocess.run(["bash", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    log = (tmp_path / "log").read_text()
-    assert done.returncode == 0, done.stderr + log
-    submitted = [line for line in log.splitlines() if line.startswith("--")]
-    assert [("--array=1-2" in line, "gres=gpu:1" in line) for line in submitted] == [
-        (False, False), (True, True), (False, False)
-    ]  # fmt: skip
-    assert "--dependency=afterok:" in submitted[1]
-    assert "--kill-on-invalid-dep=yes" in submitted[1]
-    assert "--dependency=afterany:" in submitted[2]
-    assert ";" not in submitted[1].partition("--dependency")[2].partition(" ")[0]
+
+
+@pytest.fixture
+def submit(tmp_path: Path, monkeypatch):
+    """Submits the recipe from another directory than its own; gives the log of all jobs, and how each ended."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text(SBATCH)
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    home, elsewhere = tmp_path / "a b", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+
+    def run(*more: str) -> tuple[str, list[str]]:
+        monkeypatch.chdir(home)
+        script = elsewhere / "submit.sh"
+        again = f"encoders.image.again.random_like=hf:{home}/kept/checkpoints/vit"
+        arguments = [
+            "slurm",
+            str(tmp_path / "small.yaml"),
+            "--parts",
+            "2",
+            "--set",
+            "cache=kept",
+            "--set",
+            again,
+            *more,
+        ]
+        called = CliRunner().invoke(main, [*arguments, "-o", str(script)])
+        assert called.exit_code == 0, called.output
+        assert "submit it with 'bash" in called.output
+        environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "LOG": str(tmp_path / "log"), "HOME": str(tmp_path)}
+        done = subprocess.run(["bash", str(script)], env=environment, cwd=elsewhere, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert list(elsewhere.iterdir()) == [script]
+        return (tmp_path / "log").read_text(), [(tmp_path / f"log.{k}").read_text().strip() for k in (1, 2, 3)]
+
+    return run
+
+
+def test_slurm_runs_the_plan_then_the_parts_then_the_rest(recipe: Recipe, tmp_path: Path, submit) -> None:
+    log, ended = submit("--set", "extract.shard_rows=16", "--sbatch=--gres=gpu:1", "--sbatch=--mem 8G")
+    assert ended == ["0", "0", "0"], log
+    submitted = [line for line in log.splitlines() if line.startswith(("--parsable", "--job-name"))]
+    assert ["--array=1-2" in line for line in submitted] == [False, True, False]
+    assert ["--gres=gpu:1 --mem 8G" in line for line in submitted] == [True, True, False]
+    assert "in all: " in log
     assert "part 1/2: encoded 48" in log
     assert "part 2/2: encoded 32" in log
     assert "stage one vit (image, 96-d, random weights: it has learnt nothing): encoded 0, present 80" in log
     assert "auroc of effusion" in log
+    assert (tmp_path / "a b" / "kept" / "vit" / "store.json").exists()
+
+
+def test_slurm_encodes_nothing_where_the_plan_failed(recipe: Recipe, tmp_path: Path, submit) -> None:
+    log, ended = submit("--set", "labels=[nothing]")
+    assert ended == ["2", "cancelled", "cancelled"]
+    assert "no label 'nothing'" in log
+    assert not (tmp_path / "a b" / "kept").exists()
+
+
+def test_slurm_refuses_what_parts_cannot_share(recipe: Recipe, tmp_path: Path) -> None:
+    recipe_file = str(tmp_path / "small.yaml")
+    called = CliRunner().invoke(main, ["slurm", recipe_file, "--set", "extract.retry_failed=true"])
+    assert called.exit_code == 2
+    assert "each would try every failure" in called.output
+    called = CliRunner().invoke(main, ["slurm", recipe_file, "-o", str(tmp_path / "nowhere" / "x.sh")])
+    assert called.exit_code == 2
+    assert "cannot be written (No such file or directory)" in called.output
+    called = CliRunner().invoke(main, ["run", recipe_file, "--part", "1/2", "--run-dir", "r"])
+    assert called.exit_code == 2
+    assert "a part is of stage one" in called.output

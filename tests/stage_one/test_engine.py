@@ -14,13 +14,57 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import embedcache
 from embedcache import Manifest
-from embedcache.errors import EncoderError, WorkerError
+from embedcache.errors import DeviceError, EncoderError, SettingsError, WorkerError
 from embedcache.stage_one.extract import ExtractReport
+from embedcache.stage_one.workers import Workers
 
 OPTIONS = {"shard_rows": 5, "batch_size": 2}
+
+PACED = """
+import os, sys, time
+from pathlib import Path
+import torch
+from embedcache.encoders.image import ImageModel
+from embedcache.encoders.pooling import Output
+from embedcache.encoders.transforms import paper_transform
+
+HERE = Path(__file__).parent
+under_way = 0
+
+def factory(concurrent=True):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 7, 4), torch.nn.ReLU(), torch.nn.Conv2d(64, 8, 3))
+
+    def forward(pixels):
+        global under_way
+        if not pixels.any():  # the look that loading takes
+            return Output(pooler=module(pixels).mean(dim=(2, 3)))
+        under_way += 1
+        if under_way > 1:
+            (HERE / "overlap").touch()
+        (HERE / "pids" / str(os.getpid())).touch()
+        time.sleep(0.02)
+        pooled = module(pixels).mean(dim=(2, 3))
+        under_way -= 1
+        return Output(pooler=pooled)
+
+    return ImageModel(module=module, forward=forward, transform=paper_transform(), config={}, concurrent=concurrent)
+
+def careful():
+    return factory(concurrent=False)
+
+def fatal():
+    model = factory()
+    def forward(pixels):
+        if pixels.any():
+            os._exit(3)
+        return model.forward(pixels)
+    return ImageModel(module=model.module, forward=forward, transform=model.transform, config={"fatal": True})
+"""
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -42,29 +86,83 @@ def wait_for(holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
         time.sleep(0.01)
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie: where nobody reaps orphans, they stay as such."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch) -> Path:
+    """A directory with an encoder of one's own that takes its time and leaves the id of each process that encodes."""
+    folder = tmp_path / "own"
+    (folder / "pids").mkdir(parents=True)
+    (folder / "paced.py").write_text(PACED)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    sys.modules.pop("paced", None)
+    return folder
+
+
+def pids(own: Path) -> set[int]:
+    return {int(path.name) for path in (own / "pids").iterdir()}
+
+
 @pytest.fixture
 def many(make_manifest, tmp_path: Path) -> Path:
-    """A manifest of 400 images, one of them bad."""
-    manifest = make_manifest(400)
+    """A manifest of 200 images, one of them bad."""
+    manifest = make_manifest(200)
     (manifest.root / manifest.frame["image"][7]).write_bytes(b"")
     manifest.write(tmp_path / "m.parquet")
     return tmp_path / "m.parquet"
 
 
 @pytest.fixture
-def whole(many: Path, image_encoder, tmp_path: Path) -> Path:
-    report = embedcache.extract(Manifest.read(many), image_encoder, tmp_path / "whole", **OPTIONS)
+def whole(many: Path, own: Path, tmp_path: Path) -> Path:
+    """What this process makes of it."""
+    encoder = embedcache.load_encoder("py:paced:factory", device="cpu")
+    report = embedcache.extract(Manifest.read(many), encoder, tmp_path / "whole", **OPTIONS)
     assert counts_hold(report)
     assert report.n_failed == 1
+    assert pids(own) == {os.getpid()}
+    (own / "pids" / str(os.getpid())).unlink()
     return tmp_path / "whole"
 
 
+# processes of this machine
+
+
 @pytest.mark.parametrize("workers", [2, 4])
-def test_local_processes_give_the_same_bytes(many, whole, image_encoder, tmp_path: Path, workers: int) -> None:
-    report = embedcache.extract(Manifest.read(many), image_encoder, tmp_path / "s", workers=workers, **OPTIONS)
-    assert (report.n_asked, report.n_embedded, report.n_failed) == (400, 399, 1)
-    assert report.phases.encode_s > 0
+def test_local_processes_give_the_same_bytes(many, whole, own, tmp_path: Path, workers: int, capsys) -> None:
+    encoder = embedcache.load_encoder("py:paced:factory", device="cpu")
+    report = embedcache.extract(Manifest.read(many), encoder, tmp_path / "s", workers=workers, **OPTIONS)
+    assert (report.n_asked, report.n_embedded, report.n_failed) == (200, 199, 1)
     assert digests(tmp_path / "s") == digests(whole)
+    assert len(pids(own)) == workers
+    assert os.getpid() not in pids(own)
+    assert report.phases.run_s > report.phases.worker_s / workers > 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "200/200 image" in last
+    assert "encoder waited" in last
+    assert last.endswith(", 1 failed")
+
+
+def test_an_encoder_that_is_called_from_one_thread_gives_the_same_bytes_in_any_process(
+    many, own, tmp_path: Path
+) -> None:
+    """torch may add up in another order with another number of threads: workers take as many as this process."""
+    manifest, before = Manifest.read(many), torch.get_num_threads()
+    encoder = embedcache.load_encoder("py:paced:careful", device="cpu")
+    try:
+        torch.set_num_threads(2)
+        for workers in (1, 2):
+            embedcache.extract(manifest, encoder, tmp_path / str(workers), workers=workers, n_threads=1, **OPTIONS)
+    finally:
+        torch.set_num_threads(before)
+    assert digests(tmp_path / "1") == digests(tmp_path / "2")
+    assert not (own / "overlap").exists()
 
 
 def test_texts_are_truncated_and_told_by_workers_too(make_manifest, checkpoints: Path, tmp_path: Path) -> None:
@@ -97,91 +195,77 @@ def test_another_checkpoint_at_the_same_place_is_refused_by_workers(tmp_path: Pa
         pickle.loads(sent)  # noqa: S301
 
 
+def test_an_encoder_that_nobody_else_can_load_is_refused(make_manifest, own, tmp_path: Path) -> None:
+    from embedcache.encoders.base import EncoderOptions
+    from embedcache.encoders.image import ImageEncoder
+
+    import paced  # isort: skip
+
+    encoder = ImageEncoder(paced.factory(), EncoderOptions(device="cpu"))
+    with pytest.raises(EncoderError, match="was not made by load_encoder"):
+        embedcache.extract(make_manifest(6), encoder, tmp_path / "s", workers=2)
+
+
 # killed
 
 
-def start(many: Path, checkpoints: Path, store: Path, *more: str) -> subprocess.Popen:
+def start(many: Path, store: Path, *more: str) -> subprocess.Popen:
     command = [
-        sys.executable, "-m", "embedcache", "extract", str(many), f"hf:{checkpoints / 'vit'}", "--store", str(store),
-        "--pooling", "mean", "--shard-rows", "5", "--batch-size", "2", *more,
+        sys.executable, "-m", "embedcache", "extract", str(many), "py:paced:factory", "--store", str(store),
+        "--device", "cpu", "--shard-rows", "5", "--batch-size", "2", *more,
     ]  # fmt: skip
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
-def below(pid: int) -> set[int]:
-    """Process ids of the children of a process that run this Python."""
-    found = set()
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-            arguments = status.with_name("cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and b"loky" in arguments and b"tracker" not in arguments:
-            found.add(int(status.parent.name))
-    return found
-
-
-def test_a_worker_that_is_killed_costs_nothing(many, whole, checkpoints: Path, tmp_path: Path) -> None:
-    store = tmp_path / "s"
-    parent = start(many, checkpoints, store, "--workers", "2")
-    wait_for(lambda: published(store) >= 3)
-    worker = min(below(parent.pid))
-    os.kill(worker, signal.SIGKILL)
+def ended_well(parent: subprocess.Popen) -> None:
     output, _ = parent.communicate(timeout=180)
     assert parent.returncode == 0, output
-    assert "asked 400, encoded 399, present 0, failed 1" in output
+    assert "asked 200, encoded 199, present 0, failed 1" in output
+
+
+def test_a_worker_that_is_killed_costs_nothing(many, whole, own, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    parent = start(many, store, "--workers", "2")
+    wait_for(lambda: published(store) >= 3 and len(pids(own)) == 2)
+    os.kill(min(pids(own)), signal.SIGKILL)
+    ended_well(parent)
     assert digests(store) == digests(whole)
+    assert len(pids(own)) == 3  # another took its place
 
 
 @pytest.mark.parametrize("also_workers", [False, True])
-def test_a_parent_that_is_killed_can_be_run_again(
-    many, whole, image_encoder, checkpoints: Path, tmp_path: Path, also_workers: bool
-) -> None:
+def test_a_parent_that_is_killed_can_be_run_again(many, whole, own, tmp_path: Path, also_workers: bool) -> None:
     store = tmp_path / "s"
-    parent = start(many, checkpoints, store, "--workers", "2")
-    wait_for(lambda: published(store) >= 3)
-    workers = below(parent.pid)
-    assert len(workers) == 2
+    parent = start(many, store, "--workers", "2")
+    wait_for(lambda: published(store) >= 3 and len(pids(own)) == 2)
     if also_workers:
         os.killpg(parent.pid, signal.SIGKILL)
     else:
         parent.kill()
     parent.wait()
-    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))  # orphans end by themselves
+    wait_for(lambda: not any(map(is_running, pids(own))))  # orphans end by themselves
     assert published(store) < published(whole)
-    report = embedcache.extract(Manifest.read(many), image_encoder, store, **OPTIONS)
+    encoder = embedcache.load_encoder("py:paced:factory", device="cpu")
+    report = embedcache.extract(Manifest.read(many), encoder, store, **OPTIONS)
     assert counts_hold(report)
     assert report.n_present > 0
     assert digests(store) == digests(whole)
 
 
-class Fatal:
-    """Ends the process that encodes with it, as a fault of a library would."""
-
-    modality, dim, token_dim, token_grid = "image", 4, None, None
-    device, concurrent, origin = "cpu", False, None
-
-    def __init__(self, inner) -> None:
-        self.record, self.fingerprint = inner.record, inner.fingerprint
-
-    def prepare(self, sample):
-        os._exit(3)
-
-
-def test_workers_that_die_over_and_over_end_the_run(make_manifest, image_encoder, tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="workers died 3 times before a shard was done"):
-        embedcache.extract(make_manifest(6), Fatal(image_encoder), tmp_path / "s", workers=2)
+def test_workers_that_die_over_and_over_end_the_run(make_manifest, own, tmp_path: Path) -> None:
+    encoder = embedcache.load_encoder("py:paced:fatal", device="cpu")
+    with pytest.raises(WorkerError, match="workers died 3 times before a shard was done, the last with Terminated"):
+        embedcache.extract(make_manifest(6), encoder, tmp_path / "s", workers=2)
 
 
 # dask and ray
 
 
 @pytest.fixture
-def scheduler(tmp_path: Path) -> Iterator[tuple[str, Callable[[], subprocess.Popen]]]:
-    """The address of a dask scheduler on loopback, and what starts a worker process."""
+def scheduler(own: Path, tmp_path: Path) -> Iterator[tuple[str, Callable[[int], subprocess.Popen]]]:
+    """The address of a dask scheduler on loopback, and what starts a worker process of so many threads."""
     running: list[subprocess.Popen] = []
 
     def run(*arguments: str) -> subprocess.Popen:
@@ -196,7 +280,7 @@ def scheduler(tmp_path: Path) -> Iterator[tuple[str, Callable[[], subprocess.Pop
     wait_for(lambda: file.exists() and file.stat().st_size > 0)
     address = json.loads(file.read_text())["address"]
     try:
-        yield address, lambda: run("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        yield address, lambda n: run("worker", address, "--nthreads", str(n), "--no-nanny", "--no-dashboard")
     finally:
         for process in running:
             process.kill()
@@ -204,40 +288,67 @@ def scheduler(tmp_path: Path) -> Iterator[tuple[str, Callable[[], subprocess.Pop
 
 
 def test_dask_workers_may_join_and_die(
-    many, whole, checkpoints: Path, tmp_path: Path, scheduler: tuple[str, Callable[[], subprocess.Popen]]
+    many, whole, own, tmp_path: Path, scheduler: tuple[str, Callable[[int], subprocess.Popen]]
 ) -> None:
     address, start_worker = scheduler
-    store, first = tmp_path / "s", start_worker()
-    parent = start(many, checkpoints, store, "--backend", "dask", "--address", address)
+    store = tmp_path / "s"
+    parent = start(many, store, "--backend", "dask", "--address", address)  # it waits for the first to join
+    first = start_worker(1)
     wait_for(lambda: published(store) >= 2)
-    start_worker()
+    assert pids(own) == {first.pid}
+    second = start_worker(1)
+    wait_for(lambda: second.pid in pids(own))
+    before = published(store)
     first.kill()  # in the middle of a shard: the other worker does it, and all that is left
-    output, _ = parent.communicate(timeout=180)
-    assert parent.returncode == 0, output
-    assert "asked 400, encoded 399, present 0, failed 1" in output
+    ended_well(parent)
+    assert before < published(store)
+    assert pids(own) == {first.pid, second.pid}
     assert digests(store) == digests(whole)
 
 
-def test_dask_starts_workers_of_its_own(many, whole, image_encoder, tmp_path: Path) -> None:
+def test_a_dask_worker_of_several_threads_takes_one_order_at_a_time(
+    many, own, tmp_path: Path, scheduler: tuple[str, Callable[[int], subprocess.Popen]]
+) -> None:
+    address, start_worker = scheduler
+    worker = start_worker(3)
+    encoder = embedcache.load_encoder("py:paced:careful", device="cpu")
     report = embedcache.extract(
-        Manifest.read(many), image_encoder, tmp_path / "s", backend="dask", workers=2, **OPTIONS
+        Manifest.read(many), encoder, tmp_path / "s", backend="dask", address=address, **OPTIONS
     )
+    assert (report.n_embedded, report.n_failed) == (199, 1)
+    assert pids(own) == {worker.pid}
+    assert not (own / "overlap").exists()
+
+
+def test_dask_starts_workers_of_its_own(many, whole, own, tmp_path: Path) -> None:
+    encoder = embedcache.load_encoder("py:paced:factory", device="cpu")
+    report = embedcache.extract(Manifest.read(many), encoder, tmp_path / "s", backend="dask", **OPTIONS)
     assert counts_hold(report)
+    assert len(pids(own)) == 1
+    assert os.getpid() not in pids(own)
     assert digests(tmp_path / "s") == digests(whole)
 
 
 def test_a_scheduler_that_is_not_there_is_told(make_manifest, image_encoder, tmp_path: Path, monkeypatch) -> None:
-    from embedcache.stage_one import engine
+    from embedcache.stage_one import pools
 
-    monkeypatch.setattr(engine, "_CONNECT_S", 1)
-    with pytest.raises(WorkerError, match=r"no dask scheduler at tcp://127\.0\.0\.1:9"):
+    monkeypatch.setattr(pools, "CONNECT_S", 1)
+    with pytest.raises(WorkerError, match=r"no dask scheduler at tcp://127\.0\.0\.1:9.*expected an address such as"):
         embedcache.extract(make_manifest(4), image_encoder, tmp_path / "s", backend="dask", address="tcp://127.0.0.1:9")
 
 
-def test_ray_gives_the_same_bytes(many, whole, image_encoder, tmp_path: Path) -> None:
-    report = embedcache.extract(Manifest.read(many), image_encoder, tmp_path / "s", backend="ray", workers=2, **OPTIONS)
-    assert counts_hold(report)
-    assert digests(tmp_path / "s") == digests(whole)
+def test_ray_workers_give_the_same_bytes_and_may_die(many, whole, own, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    parent = start(many, store, "--backend", "ray", "--workers", "2")
+    wait_for(lambda: published(store) >= 3 and len(pids(own)) == 2)
+    os.kill(min(pids(own)), signal.SIGKILL)
+    ended_well(parent)
+    assert digests(store) == digests(whole)
+    assert len(pids(own)) >= 3
+    assert parent.pid not in pids(own)
+
+
+# settings
 
 
 @pytest.mark.parametrize(
@@ -245,24 +356,48 @@ def test_ray_gives_the_same_bytes(many, whole, image_encoder, tmp_path: Path) ->
     [
         ({"backend": "mpi"}, "backend 'mpi', expected one of local, dask, ray"),
         ({"address": "tcp://x:1"}, "the backend local has none"),
+        ({"backend": "dask", "address": "tcp://x:1", "workers": 8}, "a running cluster has its own workers"),
         ({"workers": 0}, "workers is 0, expected at least 1"),
+        ({"n_threads": 0}, "n_threads is 0, expected at least 1"),
         ({"part": (3, 2)}, r"part 3/2, expected 1/2 to 2/2"),
+        ({"part": (1, 2), "retry_failed": True}, "each part would try every failure"),
     ],
 )
 def test_settings_that_make_no_sense(make_manifest, image_encoder, tmp_path: Path, wrong, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingsError, match=message):
         embedcache.extract(make_manifest(2), image_encoder, tmp_path / "s", **wrong)
     assert not (tmp_path / "s").exists()
 
 
-def test_parts_together_make_the_whole(many, whole, image_encoder, tmp_path: Path) -> None:
+class OnGpu:
+    """What of an encoder on a GPU counts for who does the work."""
+
+    device = "cuda"
+
+
+def test_a_process_for_each_gpu(monkeypatch) -> None:
+    from embedcache.stage_one import workers
+
+    monkeypatch.setattr(workers, "count_gpus", lambda: 4)
+    assert Workers().devices(OnGpu()) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert Workers(n=2).devices(OnGpu()) == ["cuda:0", "cuda:1"]
+    assert Workers(n=1).devices(OnGpu()) == ["cuda"]
+    assert Workers("dask", "tcp://x:1").devices(OnGpu()) == ["cuda"]
+    with pytest.raises(DeviceError, match="5 workers for 4 GPUs"):
+        Workers(n=5).devices(OnGpu())
+    with pytest.raises(DeviceError, match="the backend local takes one for each GPU"):
+        Workers("ray", n=2).devices(OnGpu())
+
+
+def test_parts_together_make_the_whole(many, whole, own, tmp_path: Path) -> None:
     manifest = Manifest.read(many)
+    encoder = embedcache.load_encoder("py:paced:factory", device="cpu")
     reports = [
-        embedcache.extract(manifest, image_encoder, tmp_path / "s", part=(number, 3), **OPTIONS) for number in (2, 1, 3)
+        embedcache.extract(manifest, encoder, tmp_path / "s", part=(number, 3), **OPTIONS) for number in (2, 1, 3)
     ]
     assert all(map(counts_hold, reports))
-    assert sum(report.n_asked for report in reports) == 400
-    assert sum(report.n_embedded for report in reports) == 399
+    assert sum(report.n_asked for report in reports) == 200
+    assert sum(report.n_embedded for report in reports) == 199
     assert digests(tmp_path / "s") == digests(whole)
-    again = embedcache.extract(manifest, image_encoder, tmp_path / "s", part=(1, 3), **OPTIONS)
+    again = embedcache.extract(manifest, encoder, tmp_path / "s", part=(1, 3), **OPTIONS)
     assert (again.n_embedded, again.n_present, again.n_failed) == (0, reports[1].n_embedded, reports[1].n_failed)

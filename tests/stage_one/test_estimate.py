@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import embedcache
 from embedcache import Manifest
-from embedcache.errors import FingerprintMismatchError, InputError, StoreWriteError
+from embedcache.data.reports import ReportPolicy
+from embedcache.data.views import ViewPolicy
+from embedcache.encoders.base import Encoded, EncoderRecord, Prepared
+from embedcache.errors import FingerprintMismatchError, InputError, NoRoomError
 from embedcache.stage_one import estimate as estimate_module
-from embedcache.stage_one.estimate import bytes_on_disk, in_bytes
+from embedcache.stage_one import resources
+from embedcache.stage_one.estimate import bytes_on_disk
 from embedcache.stage_one.extract import plan_extraction
+from embedcache.stage_one.resources import in_bytes
 from embedcache.store.layout import Layout, TokenLayout
 
 
@@ -29,7 +39,7 @@ def test_bytes_of_images_are_as_foretold(make_manifest, image_encoder, tmp_path:
     assert found.bytes_embeddings < found.bytes_tokens
     assert found.bytes_needed == (found.bytes_tokens if tokens else found.bytes_embeddings)
     assert found.prepare_per_s > 0 < found.encode_per_s
-    assert found.seconds == pytest.approx(120 * (1 / found.prepare_per_s + 1 / found.encode_per_s))
+    assert found.seconds == pytest.approx(60 / found.prepare_per_s + 120 / found.encode_per_s)
     assert found.fits
     embedcache.extract(manifest, image_encoder, tmp_path / "s", **options)
     assert size_of(tmp_path / "s") == pytest.approx(found.bytes_needed, rel=0.1, abs=16_000)
@@ -80,7 +90,9 @@ def test_bad_inputs_are_seen_in_the_probe(make_manifest, image_encoder, tmp_path
     assert "2 of the samples probed" in "\n".join(found.lines())
     for file in manifest.frame["image"]:
         (manifest.root / file).write_bytes(b"")
-    with pytest.raises(InputError, match="no bytes"):
+    with pytest.raises(
+        InputError, match=r"6 of 6 samples probed cannot be used, first 's000': empty-file: .* no bytes"
+    ):
         plan_extraction(manifest, image_encoder, tmp_path / "s")
 
 
@@ -95,10 +107,11 @@ def test_another_encoders_store_is_refused_by_the_plan_too(
 
 def test_what_the_disk_cannot_hold_is_not_started(make_manifest, image_encoder, tmp_path: Path, monkeypatch) -> None:
     manifest = make_manifest(20)
+    monkeypatch.setattr(resources, "free_bytes", lambda store: 5_000)
     monkeypatch.setattr(estimate_module, "free_bytes", lambda store: 5_000)
-    with pytest.raises(StoreWriteError, match=r"needs about 5\.1 kB, and 5\.0 kB are free there; nothing was started"):
+    with pytest.raises(NoRoomError, match=r"needs about 5\.1 kB, and 5\.0 kB are free there; nothing was started"):
         embedcache.extract(manifest, image_encoder, tmp_path / "s")
-    assert not list((tmp_path / "s").glob("plan-*")) + list((tmp_path / "s").glob("shard-*"))
+    assert not (tmp_path / "s").exists()  # so that what the message advises can be done
     assert not plan_extraction(manifest, image_encoder, tmp_path / "s").fits
     few = Manifest(manifest.frame.iloc[:10], name="few", root=manifest.root)
     assert embedcache.extract(few, image_encoder, tmp_path / "s").n_embedded == 10
@@ -123,3 +136,131 @@ def test_an_automatic_batch_size_on_a_cpu_is_the_usual_one(make_manifest, image_
 def test_an_empty_manifest_takes_nothing(image_encoder, tmp_path: Path) -> None:
     empty = Manifest(pd.DataFrame({"id": [], "image": []}, dtype=str), name="none", root=tmp_path)
     assert plan_extraction(empty, image_encoder, tmp_path / "s").n_to_do == 0
+
+
+class Slow:
+    """An encoder that takes a known time: so much for each sample, and for each row or token that it is given."""
+
+    dim, token_dim, token_grid, device, concurrent, origin = 8, None, None, "cpu", False, None
+
+    def __init__(self, modality: str, *, sample_s: float, unit_s: float) -> None:
+        self.modality, self._sample_s, self._unit_s = modality, sample_s, unit_s
+        self.record = EncoderRecord("slow", {"modality": modality})
+        self.fingerprint = self.record.fingerprint
+        self.report_policy = ReportPolicy(unit="report")
+
+    def prepare(self, sample) -> Prepared:
+        return self.prepare_views(sample, 1, ViewPolicy())[0]
+
+    def prepare_views(self, sample, n, policy) -> list[Prepared]:
+        time.sleep(self._sample_s)
+        n_tokens = len(str(sample).split()) if self.modality == "text" else 0
+        digest = hashlib.sha256(str(sample).encode()).digest()[:16]
+        return [Prepared(0, digest, n_tokens, 0, digest + bytes([view])) for view in range(n)]
+
+    def encode(self, batch, *, tokens=False) -> Encoded:
+        time.sleep(self._unit_s * len(batch) * (max(p.n_tokens for p in batch) or 1))
+        return Encoded(np.arange(8 * len(batch), dtype=np.float32).reshape(-1, 8))
+
+
+def test_hours_of_several_views(make_manifest, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(estimate_module, "count_cores", lambda: 1)
+    encoder = Slow("image", sample_s=0.004, unit_s=0.001)
+    found = plan_extraction(make_manifest(100), encoder, tmp_path / "s", views=4, batch_size=10)
+    assert found.seconds == pytest.approx(100 * (0.004 + 4 * 0.001), rel=0.25)
+
+
+@pytest.mark.parametrize("batch_size", [4, 32])
+def test_hours_of_texts_are_those_of_bucketed_shards(tmp_path: Path, monkeypatch, batch_size: int) -> None:
+    monkeypatch.setattr(estimate_module, "count_cores", lambda: 1)
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(np.log(60), 0.6, 2000), 5, 300).astype(int)
+    reports = [" ".join(["word"] * n) + f" {k}" for k, n in enumerate(lengths)]
+    frame = pd.DataFrame({"id": [str(k) for k in range(2000)], "image": "x", "report": reports})
+    manifest = Manifest(frame, name="texts", root=tmp_path)
+    encoder = Slow("text", sample_s=0.0, unit_s=2e-5)
+    found = plan_extraction(manifest, encoder, tmp_path / "s", batch_size=batch_size)
+    assert found.seconds == pytest.approx(2e-5 * (lengths + 1).sum(), rel=0.25)
+
+
+def test_gpus_share_the_encoding_and_each_process_has_its_memory(monkeypatch) -> None:
+    probe = estimate_module.Probe(prepare_per_s=400, encode_per_s=100, n_tokens=0, row_bytes=1000, n_bad=0)
+    assert probe.seconds(1000, 2, n_gpus=0) == pytest.approx(1000 / 400 + 2000 / 100)
+    assert probe.seconds(1000, 2, n_gpus=1) == pytest.approx(20)
+    assert probe.seconds(1000, 2, n_gpus=8) == pytest.approx(2.5)
+
+
+def test_memory_of_several_workers(make_manifest, image_encoder, tmp_path: Path) -> None:
+    manifest = make_manifest(20)
+    one, two = (plan_extraction(manifest, image_encoder, tmp_path / "s", workers=n) for n in (1, 2))
+    assert (one.n_workers, two.n_workers) == (1, 2)
+    assert two.memory_bytes == pytest.approx(2 * one.memory_bytes, rel=0.05)
+    assert 0 < one.memory_bytes - resources.resident_bytes() < 64 * 2**20
+
+
+def test_memory_that_is_needed_is_memory_that_is_taken(tmp_path: Path) -> None:
+    """The peak of an extraction in a process of its own, beside what was foretold in it."""
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    foretold, before, peak = map(int, done.stdout.split())
+    print(f"foretold {foretold / 2**20:.0f} MB, taken {peak / 2**20:.0f} MB, {before / 2**20:.0f} MB of it before")
+    assert peak - before > 50 * 2**20
+    assert 0.8 * (peak - before) < foretold - before < 2.5 * (peak - before)
+
+
+PEAK = """
+import hashlib, sys
+from pathlib import Path
+import numpy as np, pandas as pd
+import embedcache
+from embedcache import Manifest
+from embedcache.encoders.base import Encoded, EncoderRecord, Prepared
+from embedcache.stage_one.extract import plan_extraction
+from embedcache.stage_one.resources import resident_bytes
+
+class Wide:
+    modality, dim, token_dim, token_grid = "image", 1024, 1024, (4, 4)
+    record = EncoderRecord("wide", {"weights": "none"})
+    fingerprint, device, concurrent, origin = record.fingerprint, "cpu", True, None
+
+    def prepare(self, sample):
+        return Prepared(np.full((3, 64, 64), 1.5, np.float32), hashlib.sha256(sample.read_bytes()).digest()[:16])
+
+    def encode(self, batch, *, tokens=False):
+        rows = np.stack([np.frombuffer(p.digest * 64, np.uint8) for p in batch]).astype(np.float32)
+        return Encoded(rows, np.repeat(rows[:, None], 16, axis=1))
+
+root, n = Path(sys.argv[1]), 4096
+for i in range(n):
+    (root / f"{i}.bin").write_bytes(str(i).encode())
+frame = pd.DataFrame({"id": [str(i) for i in range(n)], "image": [f"{i}.bin" for i in range(n)]})
+manifest = Manifest(frame, name="wide", root=root)
+found = plan_extraction(manifest, Wide(), root / "s", tokens=True, shard_rows=512, batch_size=16)
+before = resident_bytes()
+embedcache.extract(manifest, Wide(), root / "s", tokens=True, shard_rows=512, batch_size=16)
+print(found.memory_bytes, before, resident_bytes())
+"""
+
+
+def test_limits_of_control_groups_count(tmp_path: Path) -> None:
+    (tmp_path / "said").write_text("0::/jobs/7\n")
+    group = tmp_path / "cgroup" / "jobs" / "7"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("8000\n")
+    (group / "memory.current").write_text("3000\n")
+    (group.parent / "memory.max").write_text("max\n")
+    (group.parent / "memory.current").write_text("9000\n")
+    assert list(resources.left_by_groups(tmp_path / "said", tmp_path / "cgroup")) == [5000]
+    (tmp_path / "said").write_text("5:cpu:/x\n4:memory:/y\n")
+    old = tmp_path / "cgroup" / "memory" / "y"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("700\n")
+    (old / "memory.usage_in_bytes").write_text("200\n")
+    assert list(resources.left_by_groups(tmp_path / "said", tmp_path / "cgroup")) == [500]
+    assert list(resources.left_by_groups(tmp_path / "nothing", tmp_path / "cgroup")) == []
+
+
+def test_stores_on_one_disk_share_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(resources, "free_bytes", lambda store: 1000)
+    resources.check_room({tmp_path / "a": 600, tmp_path / "b": 400})
+    with pytest.raises(NoRoomError, match=r"a, .*b: needs about 1\.2 kB, and 1\.0 kB are free there"):
+        resources.check_room({tmp_path / "a": 600, tmp_path / "b": 600})

@@ -463,3 +463,48 @@ def test_prepare_reports_what_a_manifest_path_refuses(make_manifest, image_encod
     frame.loc[0, "image"] = "../../etc/passwd"
     report = embedcache.extract(with_frame(manifest, frame), image_encoder, tmp_path / "s")
     assert [(f.id, f.reason) for f in report.failures] in ([("s000", "outside-root")], [("s000", "missing")])
+
+
+def test_a_disk_that_is_gone_is_no_failure_of_each_image(make_manifest, image_encoder, tmp_path: Path) -> None:
+    """Not mounted on one machine, its images must not be written down as missing."""
+    manifest = make_manifest(30)
+    manifest.root.rename(tmp_path / "away")
+    with pytest.raises(ManifestError, match=r"squares: no such directory, expected the one that the images are in"):
+        embedcache.extract(manifest, image_encoder, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    (tmp_path / "away").rename(manifest.root)
+    encoder = Counting(image_encoder)
+
+    def prepare(path: Path) -> Prepared:
+        if "s010" in path.name:  # now it goes, and an empty mount point stays
+            manifest.root.rename(tmp_path / "away")
+            manifest.root.mkdir()
+        return image_encoder.prepare(path)
+
+    encoder.prepare = prepare
+    with pytest.raises(ManifestError, match=r"not there, but it was when the work was planned; see that .* is mounted"):
+        embedcache.extract(manifest, encoder, tmp_path / "s", shard_rows=4, batch_size=2, n_threads=1)
+    assert embedcache.open_store(tmp_path / "s").failures == []
+    manifest.root.rmdir()
+    (tmp_path / "away").rename(manifest.root)
+    report = embedcache.extract(manifest, image_encoder, tmp_path / "s", shard_rows=4, batch_size=2)
+    assert report.n_embedded + report.n_present == 30
+
+
+def test_others_that_have_everything_in_hand_are_waited_for_in_silence(
+    make_manifest, image_encoder, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    from embedcache.stage_one import work
+    from embedcache.store.claims import Claims
+
+    manifest, looks = make_manifest(12), []
+
+    def is_free(self, number: int) -> bool:
+        looks.append(number)
+        return len(looks) > 30
+
+    monkeypatch.setattr(Claims, "is_free", is_free)
+    monkeypatch.setattr(work, "_POLL_S", 0.01)
+    assert embedcache.extract(manifest, image_encoder, tmp_path / "s", shard_rows=4).n_embedded == 12
+    assert len(looks) == 33
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 import embedcache
 from embedcache import Manifest
 from embedcache.encoders.base import Encoded, Prepared
-from embedcache.errors import DeviceError
+from embedcache.errors import DeviceError, SettingsError
 from embedcache.stage_one.phases import Clock
 from embedcache.store.catalogue import Catalogue
 
@@ -73,6 +74,21 @@ def test_equal_images_of_a_shard_are_encoded_once(make_manifest, image_encoder, 
     np.testing.assert_array_equal(rows[0], rows[2])
     np.testing.assert_allclose(rows[0], rows[3], atol=2e-3)
     assert embedcache.verify_store(tmp_path / "s") == []
+
+
+def test_a_text_is_tokenised_once(make_manifest, checkpoints: Path, tmp_path: Path, monkeypatch) -> None:
+    from embedcache.encoders.tokenizing import Tokenize
+
+    manifest, seen = make_manifest(40), []
+    real = Tokenize.__call__
+    monkeypatch.setattr(Tokenize, "__call__", lambda self, text: (seen.append(text), real(self, text))[1])
+    encoder = embedcache.load_encoder(f"hf:{checkpoints / 'bert'}", device="cpu")
+    frame = manifest.frame.copy()
+    frame["report"] = ["Heart size is normal. " * (1 + i % 8) for i in range(40)]
+    seen.clear()
+    same = Manifest(frame, name="same", root=manifest.root)
+    assert embedcache.extract(same, encoder, tmp_path / "s", n_threads=1).n_embedded == 40
+    assert len(seen) == len(set(seen)) == len(set(frame["report"]))
 
 
 def test_a_report_is_encoded_once_wherever_it_stands(make_manifest, text_encoder, tmp_path: Path) -> None:
@@ -151,6 +167,57 @@ def test_a_shard_that_memory_is_too_small_for_is_done_again(make_manifest, image
     small, reduced = embedcache.open_store(tmp_path / "small"), embedcache.open_store(tmp_path / "s", verify="digest")
     np.testing.assert_array_equal(small.embeddings, reduced.embeddings)
     assert "batch_size" not in json.loads((tmp_path / "small" / "shard-00000.json").read_text())
+
+
+def test_what_ran_out_of_memory_is_let_go_before_it_is_done_again(make_manifest, image_encoder, tmp_path: Path) -> None:
+    """The error of a batch holds its frames, and these what the model had taken."""
+    taken: list[weakref.ref] = []
+
+    def over(inner, batch, tokens):
+        if len(batch) > 2:
+            activations = torch.zeros(1000)
+            taken.append(weakref.ref(activations))
+            raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED") from torch.OutOfMemoryError("CUDA out of memory")
+        assert all(tensor() is None for tensor in taken)
+        return inner.encode(batch, tokens=tokens)
+
+    encoder = Wrapped(image_encoder, over)
+    report = embedcache.extract(make_manifest(24), encoder, tmp_path / "s", shard_rows=8, batch_size=4, n_threads=2)
+    assert report.n_embedded == 24
+    assert set(report.reduced.values()) == {2}
+    assert taken
+
+
+def test_a_compiled_model_gets_batches_of_one_size(make_manifest, image_encoder, tmp_path: Path) -> None:
+    sizes = Sizes()
+    encoder = Wrapped(image_encoder, sizes)
+    encoder.even_batches = True
+    embedcache.extract(make_manifest(22), encoder, tmp_path / "s", shard_rows=9, batch_size=4)
+    assert set(sizes.sizes) == {4}
+    embedcache.extract(make_manifest(22, name="b"), image_encoder, tmp_path / "b", shard_rows=9, batch_size=4)
+    a, b = (embedcache.open_store(tmp_path / name) for name in "sb")
+    np.testing.assert_allclose(a.embeddings, b.embeddings, atol=1e-3)
+    with pytest.raises(SettingsError, match="batch_size 'auto' for a compiled model"):
+        embedcache.extract(make_manifest(2, name="c"), encoder, tmp_path / "c", batch_size="auto")
+
+
+def test_float32_means_float32_whatever_the_process_allows(make_manifest, image_encoder, tmp_path: Path) -> None:
+    seen = []
+
+    def over(inner, batch, tokens):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return inner.encode(batch, tokens=tokens)
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cudnn.allow_tf32 = True
+        embedcache.extract(make_manifest(4), Wrapped(image_encoder, over), tmp_path / "s")
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert set(seen) == {("highest", False)}
 
 
 def test_memory_that_is_too_small_for_one_sample_is_told(make_manifest, text_encoder, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 import embedcache
 from embedcache import Manifest
+from embedcache.data.reports import ReportPolicy
 from embedcache.data.views import ViewPolicy
 from embedcache.encoders.base import Encoded
-from embedcache.errors import FingerprintMismatchError
+from embedcache.errors import FingerprintMismatchError, SettingsError
 
 
 def test_views_of_images_are_addressed_by_id_and_view(make_manifest, image_encoder, tmp_path: Path) -> None:
@@ -118,3 +119,25 @@ def test_training_and_repair_take_stores_with_views(make_manifest, image_encoder
     repair_store(tmp_path / "i")
     assert embedcache.extract(manifest, image_encoder, tmp_path / "i", views=2, shard_rows=16).n_embedded == 8
     assert embedcache.verify_store(tmp_path / "i") == []
+
+
+@pytest.mark.parametrize(("unit", "rule"), [("caption", "clean"), ("caption", "paper"), ("report", "clean")])
+def test_views_of_reports_differ_under_every_rule(
+    make_manifest, checkpoints: Path, tmp_path: Path, unit: str, rule: str
+) -> None:
+    """The paper's rule leaves no full stop between the sentences that it keeps."""
+    manifest = make_manifest(2)
+    frame = manifest.frame.copy()
+    frame["report"] = "FINDINGS: Heart size is normal. The lungs are clear today. IMPRESSION: There is an opacity here."
+    same = Manifest(frame.iloc[:1], name="same", root=manifest.root)
+    policy = ReportPolicy(unit=unit, rule=rule)
+    encoder = embedcache.load_encoder(f"hf:{checkpoints / 'bert'}", report=policy, device="cpu")
+    embedcache.extract(same, encoder, tmp_path / "s", views=8, tokens=True)
+    store = embedcache.open_store(tmp_path / "s")
+    assert len({len(store.tokens[row]) for row in range(8)}) > 1
+
+
+def test_single_sentences_have_no_views(make_manifest, checkpoints: Path, tmp_path: Path) -> None:
+    encoder = embedcache.load_encoder(f"hf:{checkpoints / 'bert'}", report=ReportPolicy(unit="sentence"), device="cpu")
+    with pytest.raises(SettingsError, match="2 views of single sentences are all alike"):
+        embedcache.extract(make_manifest(4), encoder, tmp_path / "s", views=2)
