@@ -103,9 +103,7 @@ def run(
 @click.argument("recipe", type=PATH)
 @_set_option
 @click.option("--parts", default=4, show_default=True, type=click.IntRange(min=1), help="Jobs that share stage one.")
-@click.option(
-    "--sbatch", multiple=True, metavar="OPTION", help="For plan and parts, such as --sbatch=--gres=gpu:1."
-)
+@click.option("--sbatch", multiple=True, metavar="OPTION", help="For plan and parts, such as --sbatch=--gres=gpu:1.")
 @click.option("--last-sbatch", multiple=True, metavar="OPTION", help="For the last job, which runs stage two.")
 @click.option("-o", "--out", type=PATH, help="File to write; by default it is printed.")
 def slurm(

@@ -28,7 +28,7 @@ from embedcache.stage_one.samples import Samples
 from embedcache.stage_one.work import run_all, warn_of_mixing
 from embedcache.stage_one.workers import Backend, Workers
 from embedcache.store import commit, layout
-from embedcache.store.catalogue import Catalogue, Plan, check_fingerprint, open_or_create, publish_plan
+from embedcache.store.catalogue import Catalogue, Plan, check_document, open_or_create, publish_plan
 from embedcache.store.shard import Failure
 from embedcache.store.store import Store, open_store
 
@@ -198,7 +198,7 @@ def _begun(path: Path, asked: Asked, encoder: Encoder) -> tuple[Catalogue, Store
         catalogue = Catalogue.read(path)
     except StoreNotFoundError:
         return Catalogue(path, document, {}, 0), None
-    check_fingerprint(catalogue.document["fingerprint"], document["fingerprint"], path / layout.STORE_NAME)
+    check_document(catalogue.document, document, path / layout.STORE_NAME)
     return catalogue, open_store(path)
 
 

@@ -167,7 +167,7 @@ def open_or_create(path: Path, document: dict[str, Any]) -> Catalogue:
     if not (path / layout.STORE_NAME).exists():
         commit.publish(path / layout.STORE_NAME, layout.seal(document))
     catalogue = Catalogue.read(path)
-    check_fingerprint(catalogue.document["fingerprint"], document["fingerprint"], path / layout.STORE_NAME)
+    check_document(catalogue.document, document, path / layout.STORE_NAME)
     return catalogue
 
 
@@ -218,6 +218,27 @@ def _read_shard_document(path: Path, number: int, store_document: dict[str, Any]
     except (LookupError, TypeError) as error:
         raise StoreFormatError(f"{path}: not a shard's document ({error})") from error
     return document
+
+
+def check_document(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    """Refuses a store that does not hold what is asked for, and says what of its layout is another.
+
+    Raises:
+        FingerprintMismatchError: names the layout's fields, or both fingerprints.
+    """
+    if found["encoder_fingerprint"] == expected["encoder_fingerprint"]:
+        is_, asked = found["layout"], expected["layout"]
+        differ = [
+            f"{name} {is_.get(name)!r}, asked for {asked.get(name)!r}"
+            for name in sorted({*is_, *asked})
+            if is_.get(name) != asked.get(name)
+        ]
+        if differ:
+            raise FingerprintMismatchError(
+                f"{path}: the same encoder, but stored with {'; '.join(differ)}. Name another directory with --store, "
+                "or go back to these settings"
+            )
+    check_fingerprint(found["fingerprint"], expected["fingerprint"], path)
 
 
 def check_fingerprint(found: str, expected: str, path: Path) -> None:

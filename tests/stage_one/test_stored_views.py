@@ -91,8 +91,15 @@ def test_how_views_are_drawn_is_part_of_the_fingerprint(make_manifest, image_enc
     embedcache.extract(manifest, image_encoder, tmp_path / "s", views=2)
     said = json.loads((tmp_path / "s" / "store.json").read_text())["layout"]
     assert (said["views"], said["view_policy"]["rotation_degrees"]) == (2, 10.0)
-    for other in ({"views": 3}, {"views": 1}, {"views": 2, "view_policy": ViewPolicy(seed=1)}):
-        with pytest.raises(FingerprintMismatchError):
+    for other, told in (
+        ({"views": 3}, "stored with views 2, asked for 3"),
+        ({"views": 1}, "stored with view_policy .*; views 2, asked for 1"),
+        (
+            {"views": 2, "view_policy": ViewPolicy(seed=1)},
+            "stored with view_policy .*'seed': 0.*, asked for .*'seed': 1",
+        ),
+    ):
+        with pytest.raises(FingerprintMismatchError, match=told):
             embedcache.extract(manifest, image_encoder, tmp_path / "s", **other)
     assert embedcache.extract(manifest, image_encoder, tmp_path / "s", views=2).n_present == 4
     for wrong, message in (
