@@ -21,6 +21,7 @@ from embedcache.stage_one.workers import Backend, Workers
 
 _LOOK_EVERY_S = 1.0  # for the parent of a local worker
 CONNECT_S = 30
+_DASK_IS_GONE = "the dask scheduler is gone, or gave its work up; run the same command again once it is back"
 
 
 class Lost(Exception):
@@ -134,12 +135,18 @@ class _Dask:
 
     @property
     def n_workers(self) -> int:
-        return len(self._client.ncores())
+        return len(self._addresses())
 
     @property
     def neighbours(self) -> int:
-        hosts = Counter(address.rpartition(":")[0] for address in self._client.ncores())
+        hosts = Counter(address.rpartition(":")[0] for address in self._addresses())
         return max(hosts.values(), default=1)
+
+    def _addresses(self) -> Collection[str]:
+        try:
+            return self._client.ncores()
+        except OSError as error:
+            raise WorkerError(_DASK_IS_GONE) from error
 
     def submit(self, order: Order) -> Any:
         return self._client.submit(carry_out, order, pure=False)
@@ -163,9 +170,7 @@ class _Dask:
         except KilledWorker as error:
             raise Lost(f"KilledWorker ({error})") from error
         except CancelledError as error:
-            raise WorkerError(
-                "the dask scheduler is gone, or gave its work up; run the same command again once it is back"
-            ) from error
+            raise WorkerError(_DASK_IS_GONE) from error
 
 
 class _Ray:
