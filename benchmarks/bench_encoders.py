@@ -31,13 +31,12 @@ _TARGET = 224
 _WEIGHTS_MB = 350
 
 
-def draw(path: Path, mode: str) -> None:
-    """A radiograph-like image: smooth shades with noise."""
+def shades(shape: tuple[int, int]) -> np.ndarray:
+    """Pixels like a radiograph's: smooth shades with noise, uint8."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.uniform(0, 255, (12, 10)).astype(np.float32))
-    smooth = np.asarray(coarse.resize(_SHAPE[::-1], Image.Resampling.BICUBIC))
-    pixels = np.clip(smooth + rng.normal(0, 4, _SHAPE), 0, 255).astype(np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path, quality=90)
+    smooth = np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC))
+    return np.clip(smooth + rng.normal(0, 4, shape), 0, 255).astype(np.uint8)
 
 
 def preparing(path: Path, policy: DecodePolicy) -> Callable[[], torch.Tensor]:
@@ -52,7 +51,7 @@ def decoding(folder: Path, repeats: int) -> list[Result]:
     results = []
     for name, mode in (("grey JPEG", "L"), ("RGB JPEG", "RGB")):
         path = folder / f"{mode}.jpg"
-        draw(path, mode)
+        Image.fromarray(shades(_SHAPE)).convert(mode).save(path, quality=90)
         full = preparing(path, DecodePolicy())
         reduced = preparing(path, DecodePolicy(jpeg_min_side=2 * _TARGET))
         levels = (full() - reduced()).abs().mean().item() * 255 / 2  # mean = std = 0.5, so [-1, 1] is 255 levels
