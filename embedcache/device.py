@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from embedcache.errors import DeviceError
 
@@ -84,22 +85,38 @@ def use_cores(n: int) -> None:
         torch.set_num_threads(n)
 
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Within it, float32 means float32, whatever this process allowed before: no TF32, no bfloat16 in its place."""
-    if "torch" not in sys.modules:
-        yield
-        return
-    import torch
+class _FullPrecision(contextlib.AbstractContextManager[None]):
+    """Within it, float32 means float32, whatever this process allowed before: no TF32, no bfloat16 in its place.
 
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
+    The settings are the process's: of several that are open at once the first sets and the last restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._n_open = threading.Lock(), 0
+        self._before: list[tuple[Any, str]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._n_open += 1
+            if self._n_open == 1 and "torch" in sys.modules:
+                import torch
+
+                of: Any = torch.backends
+                kinds = (of.cuda.matmul, of.cudnn.conv, of.cudnn.rnn, of.mkldnn.matmul, of.mkldnn.conv, of.mkldnn.rnn)
+                self._before = [(kind, kind.fp32_precision) for kind in kinds]
+                for kind in kinds:
+                    kind.fp32_precision = "ieee"
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_open -= 1
+            if self._n_open == 0:
+                for kind, precision in self._before:
+                    kind.fp32_precision = precision
+                self._before = []
+
+
+full_precision = _FullPrecision()
 
 
 def own_stream(device: str) -> None:

@@ -41,6 +41,9 @@ class InputError(UserError, ValueError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
+        return InputError, (self.reason, str(self))
+
 
 class EncoderError(UserError, ValueError):
     """An encoder that cannot be loaded as asked."""

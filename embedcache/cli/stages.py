@@ -186,8 +186,7 @@ def extract(manifest: Path, encoder: str, store_dir: Path, plan: bool, as_json: 
     Workers(options["backend"], options["address"], options["workers"], options["n_threads"])
     loaded = load_named(encoder, options)
     if plan:
-        for name in ("n_threads", "check_inputs"):
-            options.pop(name)
+        options.pop("check_inputs")
         found = plan_extraction(read, loaded, store_dir, **options)
         click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
         _refuse_unless_room([found])

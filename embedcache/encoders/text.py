@@ -6,6 +6,7 @@ Shape notation: b batch size, l tokens, d width.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class TextEncoder:
 
     def __init__(self, model: TextModel, options: EncoderOptions, *, name: str | None = None) -> None:
         self.report_policy = options.report or ReportPolicy()
-        self._tokenize = functools.lru_cache(_REMEMBERED)(model.tokenize)  # equal texts follow each other in a plan
+        self._tokenize = _remembering(model.tokenize)
         self._pad_id, self._pad_to = model.pad_id, model.pad_to
         self._forward, self._head = model.forward, model.head
         self.device, self._compute_dtype = "cpu", "float32"
@@ -159,6 +160,17 @@ class TextEncoder:
     def _pooled(self, output: Output, mask: torch.Tensor) -> torch.Tensor:
         pooled = pool(output, self._pooling, mask)
         return pooled if self._head is None else self._head(pooled)
+
+
+def _remembering(tokenize: Callable[[str], TokenIds]) -> Callable[[str], TokenIds]:
+    """The same, once for each of the last texts: equal ones follow each other in a plan, and meet in threads."""
+    remembered, one_at_a_time = functools.lru_cache(_REMEMBERED)(tokenize), threading.Lock()
+
+    def call(text: str) -> TokenIds:
+        with one_at_a_time:
+            return remembered(text)
+
+    return call
 
 
 def report_length(limit: int, asked: int | None, source: str, *, authors: int | None = None) -> int:

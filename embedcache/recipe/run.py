@@ -98,10 +98,9 @@ def plan_recipe(recipe: Recipe, *, part: tuple[int, int] | None = None) -> dict[
         part: (i, n) for the i-th of n parts of every store's plan alone.
     """
     manifest = make_manifest(recipe)
-    hands = recipe.extract.hands()
-    del hands["n_threads"]
+    content, hands = recipe.extract.content(), recipe.extract.hands()
     return {
-        name: plan_extraction(manifest, encoder, recipe.cache / name, part=part, **recipe.extract.content(), **hands)
+        name: plan_extraction(manifest, encoder, recipe.cache / name, part=part, **content, **hands)
         for name, encoder in _encoders(recipe, manifest)
     }
 

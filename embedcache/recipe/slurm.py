@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedcache.errors import SettingsError
+
 _SCRIPT = """\
 #!/usr/bin/env bash
 # Submits the recipe {recipe} as three steps of Slurm, from any directory; all of them run in this one:
@@ -63,4 +65,10 @@ def submit_script(
 
 def _words(options: Sequence[str]) -> str:
     """Options as words of a command; one may hold several, such as `--mem 8G`."""
-    return "".join(f" {shlex.quote(word)}" for option in options for word in shlex.split(option))
+    words = []
+    for option in options:
+        try:
+            words += shlex.split(option)
+        except ValueError as error:
+            raise SettingsError(f"option {option!r} for sbatch: {error}; quote it as in a shell") from error
+    return "".join(f" {shlex.quote(word)}" for word in words)

@@ -7,7 +7,9 @@ however often it was tried, so that workers may join, die, or do a shard that an
 from __future__ import annotations
 
 import pickle
-from collections import deque
+import time
+import warnings
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,7 +27,8 @@ from embedcache.store.catalogue import Catalogue, PlannedShard
 
 _MOST_SHARDS = 8  # in one order: the pipeline of a worker runs empty between orders
 _ORDERS_EACH = 4  # at least so many for each worker, so that none waits long for the last
-_MOST_LOSSES = 3  # orders in a row whose worker died before a shard of theirs came to count
+_MOST_LOSSES = 3  # workers that died over one shard, or of each worker in a row before any shard came to count
+_SILENT_S = 10.0  # so long nothing is said where a cluster has no worker
 _LOOK_EVERY_S = 1.0  # how often newly joined workers are looked for
 
 
@@ -56,9 +59,14 @@ def hand_out(
         each = min(max(len(shards) // (max(pool.n_workers, 1) * _ORDERS_EACH), 1), _MOST_SHARDS)
         waiting = deque(batched(shards, each))
         under_way: dict[Any, list[PlannedShard]] = {}
-        n_losses = 0
+        losses = _Losses(catalogue)
+        began, told = time.monotonic(), False
         while waiting or under_way:
-            while waiting and len(under_way) <= pool.n_workers:  # one more than workers: the next lies ready
+            n_workers = pool.n_workers
+            if n_workers == 0 and not told and time.monotonic() - began > _SILENT_S:
+                warnings.warn(f"no worker at {workers.address} yet; the work waits for the first to join")
+                told = True
+            while waiting and len(under_way) <= n_workers:  # one more than workers: the next lies ready
                 run = waiting.popleft()
                 sent = replace(order, shards=run, samples=samples.of_shards(run), neighbours=pool.neighbours)
                 under_way[pool.submit(sent)] = run
@@ -66,17 +74,50 @@ def hand_out(
                 run = under_way.pop(ended)
                 try:
                     yield pool.delivery(ended)
-                    n_losses = 0
+                    losses.end()
                 except Lost as lost:
                     left = [shard for shard in run if not catalogue.has_shard(shard.number)]
-                    n_losses = n_losses + 1 if len(left) == len(run) else 0
-                    if n_losses == _MOST_LOSSES:
-                        raise WorkerError(
-                            f"{catalogue.path}: workers died {n_losses} times before a shard was done, the last with "
-                            f"{lost}; look for memory that runs out, or for a file that breaks its decoder: "
-                            "--workers 1 --threads 1 shows where"
-                        ) from lost
+                    if lost.begun:
+                        losses.add(
+                            left, progress=len(left) < len(run), most=_MOST_LOSSES * max(n_workers, 1), last=lost
+                        )
                     waiting.extend([shard] for shard in left)
+
+
+class _Losses:
+    """Workers that died: how often over one shard, and how often since a shard came to count."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue, self._n = catalogue, 0
+        self._over: Counter[int] = Counter()
+
+    def end(self) -> None:
+        """An order was carried out."""
+        self._n = 0
+
+    def add(self, left: Sequence[PlannedShard], *, progress: bool, most: int, last: Lost) -> None:
+        """One more.
+
+        Args:
+            left: what its order still held; the first of it was in hand.
+            progress: whether it had published a shard of its order.
+            most: so many in a row without progress end the run.
+
+        Raises:
+            WorkerError: it is one too many.
+        """
+        self._n = 1 if progress else self._n + 1
+        self._over.update(shard.number for shard in left[:1])
+        number, worst = max(self._over.items(), key=lambda item: item[1], default=(0, 0))
+        if worst < _MOST_LOSSES and self._n < most:
+            return
+        over = (
+            f"{worst} times over shard {number}" if worst >= _MOST_LOSSES else f"{self._n} times and no shard was done"
+        )
+        raise WorkerError(
+            f"{self._catalogue.path}: workers died {over}, the last with {last}; look for memory that runs out, or for "
+            "a file that breaks its decoder: --workers 1 --threads 1 shows where"
+        ) from last
 
 
 def _sendable(encoder: Encoder) -> Encoder | Loading:

@@ -6,20 +6,28 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from embedcache.device import cores_of_thread, count_cores, full_precision, is_out_of_memory, release_memory, use_cores
-from embedcache.encoders.base import Encoder, Prepared
+from embedcache.encoders.base import Encoded, Encoder, Prepared
 from embedcache.errors import InputError
 from embedcache.progress import in_words
 from embedcache.stage_one.pipeline import SHARDS_FILLING, SHARDS_UNWRITTEN, batched, encoding_threads
-from embedcache.stage_one.resources import available_bytes, free_bytes, in_bytes, resident_bytes
+from embedcache.stage_one.resources import (
+    available_bytes,
+    forget_peak,
+    free_bytes,
+    in_bytes,
+    peak_bytes,
+    resident_bytes,
+)
 from embedcache.stage_one.rows import layout_for
-from embedcache.stage_one.samples import Samples
+from embedcache.stage_one.samples import Samples, spread
 from embedcache.store.layout import Layout
 
 DEFAULT_BATCH = 32
@@ -30,8 +38,6 @@ _PROBE_SAMPLES = 64
 _PROBE_TEXTS = 512
 _PROBE_BATCHES = 8  # of texts, whose lengths differ
 _PROBE_S = 10.0  # at most, for each of preparing and encoding
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def mean_tokens(samples: Samples, ids: Sequence[str], encoder: Encoder) -> float
     if samples.modality == "image":
         return 0.0
     lengths = []
-    for i in _spread(ids, _PROBE_TEXTS):
+    for i in spread(ids, _PROBE_TEXTS):
         with contextlib.suppress(InputError):
             lengths += [row.n_tokens for row in samples.prepare(encoder, i)]
     return sum(lengths) / max(len(lengths), 1)
@@ -162,15 +168,17 @@ def probe(
     """
     n_threads, is_text = count_cores(), samples.modality == "text"
     good: list[Prepared] = []  # rows
-    n_good, n_bad, first = 0, 0, ""
+    n_good, n_bad, n_tokens, first = 0, 0, 0, ""
     cores, one_each = cores_of_thread(), getattr(encoder, "concurrent", False)
     with ThreadPoolExecutor(n_threads, initializer=lambda: use_cores(1)) as pool:
         started = time.perf_counter()
-        for run in batched(_spread(ids, _PROBE_TEXTS if is_text else _PROBE_SAMPLES), n_threads):
+        for run in batched(spread(ids, _PROBE_TEXTS if is_text else _PROBE_SAMPLES), n_threads):
             for i, views in [(i, pool.submit(samples.prepare, encoder, i)) for i in run]:
                 try:
-                    good += views.result()
-                    n_good += 1
+                    n_good, row_views = n_good + 1, views.result()
+                    n_tokens += sum(row.n_tokens for row in row_views)
+                    if is_text or len(good) < batch_size:  # images are large
+                        good += row_views
                 except InputError as error:
                     n_bad, first = n_bad + 1, first or f"{i!r}: {error.reason}: {error}"
             if time.perf_counter() - started > _PROBE_S:
@@ -179,20 +187,38 @@ def probe(
     if not good:
         raise InputError("nothing", f"{n_bad} of {n_bad} samples probed cannot be used, first {first}")
     n_encoding, tokens = encoding_threads(encoder, n_threads), store_layout.tokens is not None
-    batches = _like_a_shard(good, batch_size, shard_ids * samples.n_views, n_encoding)
     with (
         ThreadPoolExecutor(n_encoding, initializer=lambda: use_cores(1 if one_each else cores)) as pool,
-        full_precision(),
+        full_precision,
     ):
-        pool.submit(encoder.encode, batches[0], tokens=tokens).result()  # the first call warms up
+        encode_per_s = None
+        while encode_per_s is None:  # where memory runs out, the run takes half too
+            batches = _like_a_shard(good, batch_size, shard_ids * samples.n_views, n_encoding)
+            encode_per_s = _rate_of(partial(encoder.encode, tokens=tokens), batches, pool, last=batch_size == 1)
+            batch_size = max(batch_size // 2, 1)
+    use_cores(cores)
+    return Probe(prepare_per_s, encode_per_s, n_tokens / (n_good * samples.n_views), _bytes_of(good[0]), n_bad)
+
+
+def _rate_of(
+    encode: Callable[[list[Prepared]], Encoded], batches: Sequence[list[Prepared]], pool: Executor, *, last: bool
+) -> float | None:
+    """Rows a second; None if memory ran out.
+
+    Args:
+        last: whether there is no smaller batch: then that it ran out is raised.
+    """
+    try:
+        pool.submit(encode, batches[0]).result()  # the first call warms up
         started, n = time.perf_counter(), 0
         while n == 0 or time.perf_counter() - started < _PROBE_S / 3:
-            list(pool.map(lambda batch: encoder.encode(batch, tokens=tokens), batches))
+            list(pool.map(encode, batches))
             n += sum(map(len, batches))
-        encode_per_s = n / (time.perf_counter() - started)
-    use_cores(cores)
-    n_tokens = sum(p.n_tokens for p in good) / len(good)
-    return Probe(prepare_per_s, encode_per_s, n_tokens, _bytes_of(good[0]), n_bad)
+    except Exception as error:  # anything else is raised again
+        if last or not is_out_of_memory(error):
+            raise
+        return None
+    return n / (time.perf_counter() - started)
 
 
 def _like_a_shard(rows: Sequence[Prepared], batch_size: int, shard_rows: int, n_encoding: int) -> list[list[Prepared]]:
@@ -202,7 +228,7 @@ def _like_a_shard(rows: Sequence[Prepared], batch_size: int, shard_rows: int, n_
     shard = [row for row in ordered for _ in range(each)]
     batches = [shard[k : k + batch_size] for k in range(0, len(shard) - batch_size + 1, batch_size)]
     several = _PROBE_BATCHES if ordered[-1].n_tokens else 1
-    return list(_spread(batches, -(-several // n_encoding) * n_encoding))
+    return list(spread(batches, -(-several // n_encoding) * n_encoding))
 
 
 def fitting_batch(samples: Samples, ids: Sequence[str], encoder: Encoder, *, tokens: bool) -> int:
@@ -216,7 +242,7 @@ def fitting_batch(samples: Samples, ids: Sequence[str], encoder: Encoder, *, tok
     import torch
 
     good: list[Prepared] = []
-    for i in _spread(ids, _PROBE_SAMPLES):
+    for i in spread(ids, _PROBE_SAMPLES):
         with contextlib.suppress(InputError):
             good.append(samples.prepare(encoder, i)[0])
     if not good:
@@ -244,13 +270,17 @@ def fitting_batch(samples: Samples, ids: Sequence[str], encoder: Encoder, *, tok
 def estimate(
     store: Path, samples: Samples, encoder: Encoder, store_layout: Layout, *,
     n_asked: int, n_present: int, ids: Sequence[str], n_shards: int, shard_ids: int, batch_size: int, n_workers: int,
+    n_threads: int | None,
 ) -> Estimate:  # fmt: skip
     """What the ids that are to do will take.
 
     Args:
         n_workers: processes on this machine that share the work.
+        n_threads: of each; None: the machine's cores, shared out.
     """
     found, n_views = None, samples.n_views
+    parent_bytes = resident_bytes()
+    forget_peak()
     if ids:
         found = probe(samples, ids, encoder, store_layout, batch_size=batch_size, shard_ids=shard_ids)
     n_tokens = found.n_tokens if found else 0.0
@@ -259,6 +289,11 @@ def estimate(
     if encoder.token_dim is not None:
         with_tokens = layout_for(encoder, store_dtype=store_layout.dtype, tokens=True, views=n_views)
     on_gpu = getattr(encoder, "device", "cpu") != "cpu"
+    each = peak_bytes() + _in_flight_bytes(
+        samples, encoder, store_layout, found, min(shard_ids, len(ids)), n_shards, batch_size,
+        n_threads or max(count_cores() // n_workers, 1),
+    )  # fmt: skip
+    in_all = each if n_workers == 1 else n_workers * each + parent_bytes
     return Estimate(
         store=store,
         n_asked=n_asked,
@@ -276,34 +311,24 @@ def estimate(
         prepare_per_s=found.prepare_per_s if found else None,
         encode_per_s=found.encode_per_s if found else None,
         seconds=found.seconds(n_distinct, n_views, n_gpus=n_workers if on_gpu else 0) if found else None,
-        memory_bytes=n_workers * (
-            resident_bytes()
-            + _in_flight_bytes(samples, encoder, store_layout, found, min(shard_ids, len(ids)), n_shards, batch_size)
-        ),
+        memory_bytes=in_all,
         memory_free=resident_bytes() + available_bytes(),
-    )  # fmt: skip
+    )
 
 
 def _in_flight_bytes(
     samples: Samples, encoder: Encoder, store_layout: Layout, found: Probe | None, shard_ids: int, n_shards: int,
-    batch_size: int,
+    batch_size: int, n_threads: int,
 ) -> int:  # fmt: skip
     """Most that the pipeline of one process holds beside what the probe held: shards, and prepared samples."""
     if found is None:
         return 0
     rows = shard_ids * samples.n_views
     shards = min(n_shards, SHARDS_FILLING + SHARDS_UNWRITTEN) + 1  # one is copied together
-    n_threads = count_cores()
     ahead = 2 * rows if samples.modality == "text" else 2 * batch_size + n_threads * samples.n_views
     batches = 2 * encoding_threads(encoder, n_threads) + 1  # under way, each as samples and as a tensor, and one ready
     row_bytes = bytes_on_disk(store_layout, 1, found.n_tokens) + 4 * encoder.dim
     return shards * rows * row_bytes + (ahead + batches * batch_size) * found.row_bytes
-
-
-def _spread(items: Sequence[_Item], most: int) -> Sequence[_Item]:
-    """A few from all over, in order."""
-    n = min(len(items), most)
-    return [items[k * len(items) // n] for k in range(n)]
 
 
 def _bytes_of(prepared: Prepared) -> int:

@@ -42,8 +42,10 @@ class ExtractReport:
         n_failed: without a row, failures of earlier calls included.
         n_present: in the store before.
         failures: id, reason and message of each failed id.
-        truncated: how many tokens did not fit into the encoder's `max_length`, of each text that this call encoded.
-        reduced: batch size of each shard that this call encoded with less than the plan's, since memory ran out.
+        truncated: how many tokens did not fit into the encoder's `max_length`, of each text that this call encoded,
+            but for what a worker had done that died.
+        reduced: batch size of each shard of this call's work that was encoded with less than the plan's, since memory
+            ran out.
         phases: where the time went, of the processes that this call started included.
         seconds: wall time of the call.
     """
@@ -123,7 +125,10 @@ def extract(
     if before is not None and (samples.modality == "text" or check_inputs):
         _check_inputs(before, samples)
     present = set(before.ids) if before else set[str]()
-    catalogue = _published_plan(catalogue, samples, encoder, _again(before, samples, asked), asked)
+    again = _again(before, samples, asked)
+    known = present | ({failure.id for failure in before.failures} - again if before else set())
+    samples = samples.witnessed([i for i in samples.inputs if i not in known], present)
+    catalogue = _published_plan(catalogue, samples, encoder, again, asked)
     commit.sweep(path)
     warn_of_mixing(catalogue, encoder.record.notes)
     ids = list(samples.inputs) if chosen is None else ids_of(catalogue, list(samples.inputs), chosen)
@@ -150,6 +155,7 @@ def plan_extraction(
     batch_size: int | Literal["auto"] = 32,
     views: int = 1,
     view_policy: ViewPolicy | None = None,
+    n_threads: int | None = None,
     backend: Backend = "local",
     address: str | None = None,
     workers: int | None = None,
@@ -166,24 +172,27 @@ def plan_extraction(
     """
     asked = Asked(tokens, store_dtype, shard_rows, batch_size, views, view_policy, part, retry_failed)
     asked.check(encoder)
-    hands = Workers(backend, address, workers)
+    hands = Workers(backend, address, workers, n_threads)
     path, samples = Path(store_dir), Samples.of(manifest, encoder, views, view_policy)
     catalogue, before = _begun(path, asked, encoder)
     plan = _next_plan(catalogue, samples, encoder, _again(before, samples, asked), asked)
     work = work_for(catalogue, samples.inputs) + ([] if plan is None else list(plan.shards()))
     work = [shard for shard in work if part is None or shard.number in Part(*part)]
+    present = set(before.ids) & set(samples.inputs) if before else set[str]()
+    ids = [i for shard in work for i in shard.ids]
     return estimate(
         path,
-        samples,
+        samples.witnessed(ids, present),
         encoder,
         catalogue.layout,
         n_asked=len(samples),
-        n_present=len(set(before.ids) & set(samples.inputs)) if before else 0,
-        ids=[i for shard in work for i in shard.ids],
+        n_present=len(present),
+        ids=ids,
         n_shards=len(work),
         shard_ids=max((len(shard.ids) for shard in work), default=0),
         batch_size=max((shard.batch_size for shard in work), default=0),
         n_workers=len(hands.devices(encoder)),
+        n_threads=n_threads,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from embedcache.device import count_cores
 from embedcache.encoders.base import Encoder
 from embedcache.encoders.load import Loading
+from embedcache.errors import WorkerError
 from embedcache.stage_one.phases import Phases
 from embedcache.stage_one.pipeline import Pipeline, ShardDone
 from embedcache.stage_one.samples import Samples
@@ -67,7 +70,20 @@ def carry_out(order: Order) -> Delivery:
         StoreNotFoundError, FingerprintMismatchError: the worker does not see the store, or sees another.
         ManifestError: it does not see the images.
         EncoderError: what it loads is another encoder.
+        WorkerError: instead of an exception that cannot be sent to another process.
     """
+    try:
+        return _carry_out(order)
+    except Exception as error:  # raised again as it is, if it can be sent
+        try:
+            pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
+        except Exception as unsent:  # noqa: BLE001  # whatever its class does when it is made again
+            told = "".join(traceback.format_exception(error))
+            raise WorkerError(f"{type(error).__name__} in a worker (it cannot be sent: {unsent}):\n{told}") from None
+        raise
+
+
+def _carry_out(order: Order) -> Delivery:
     with _at_work:
         document = read_document(order.store / layout.STORE_NAME)
         check_fingerprint(document["fingerprint"], order.fingerprint, order.store / layout.STORE_NAME)

@@ -90,7 +90,7 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         self._open = ExitStack()
         self._open.callback(use_cores, cores_of_thread())  # for threads that are started later
-        self._open.enter_context(full_precision())
+        self._open.enter_context(full_precision)
         self._encoding = ThreadPoolExecutor(self._n_encoding, "encode", initializer=self._prepare_thread)
         self._writing = ThreadPoolExecutor(1, "write")
         for pool in (self._writing, self._encoding):  # left in turn: first what is queued is dropped

@@ -25,7 +25,15 @@ _DASK_IS_GONE = "the dask scheduler is gone, or gave its work up; run the same c
 
 
 class Lost(Exception):
-    """The process that had an order died."""
+    """The process that had an order died.
+
+    Args:
+        begun: whether it was at work on this order; else another was before it.
+    """
+
+    def __init__(self, what: str, *, begun: bool = True) -> None:
+        super().__init__(what)
+        self.begun = begun
 
 
 class Pool(Protocol):
@@ -65,7 +73,8 @@ class _Local:
         self._make = lambda: ProcessPoolExecutor(1, timeout=None, initializer=_attend, initargs=(os.getpid(),))
         self._devices = devices
         self._executors = [self._make() for _ in devices]
-        self._places: dict[Any, tuple[int, Any]] = {}  # of each order under way its device's place, and its executor
+        self._places: dict[Any, tuple[int, Any]] = {}  # of each order under way, the oldest first: device, executor
+        self._in_hand: Any = None  # what the process that died last was at work on
         self.n_workers = self.neighbours = len(devices)
 
     @classmethod
@@ -75,8 +84,10 @@ class _Local:
         try:
             yield pool
         finally:
-            for executor in pool._executors:
-                executor.shutdown(wait=True, kill_workers=True)  # they hold the encoder's memory
+            with _without_interrupts():
+                for wait in (False, True):  # first all of them are told
+                    for executor in pool._executors:
+                        executor.shutdown(wait=wait, kill_workers=True)  # they hold the encoder's memory
 
     def submit(self, order: Order) -> Any:
         load = Counter(place for place, _ in self._places.values())
@@ -97,13 +108,20 @@ class _Local:
         return wait(under_way, timeout_s, FIRST_COMPLETED).done
 
     def delivery(self, ended: Any) -> Delivery:
-        place, executor = self._places.pop(ended)
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        place, executor = self._places[ended]
         try:
             return ended.result()
         except BrokenExecutor as error:
+            if not isinstance(error, TerminatedWorkerError):
+                raise WorkerError(f"a worker could not take its order ({error})") from error
             if self._executors[place] is executor:
                 self._executors[place] = self._make()
-            raise Lost(type(error).__name__) from error
+                self._in_hand = next(future for future, at in self._places.items() if at == (place, executor))
+            raise Lost(type(error).__name__, begun=ended is self._in_hand) from error
+        finally:
+            del self._places[ended]
 
 
 class _Dask:
@@ -149,7 +167,7 @@ class _Dask:
             raise WorkerError(_DASK_IS_GONE) from error
 
     def submit(self, order: Order) -> Any:
-        return self._client.submit(carry_out, order, pure=False)
+        return self._client.submit(carry_out, _on_any_gpu(order), pure=False)
 
     def ended(self, under_way: Collection[Any], timeout_s: float) -> Collection[Any]:
         from distributed import wait
@@ -178,7 +196,7 @@ class _Ray:
 
     def __init__(self, ray: Any, resource: Literal["CPU", "GPU"]) -> None:
         self._ray, self._resource = ray, resource
-        needs = {"num_gpus": 1} if resource == "GPU" else {"num_cpus": 1}
+        needs = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": 1}
         self._carry_out = ray.remote(max_retries=0, max_calls=0, **needs)(carry_out)
 
     @classmethod
@@ -189,19 +207,23 @@ class _Ray:
         except ImportError as error:
             raise WorkerError("the backend ray needs ray; run 'pip install embedcache[ray]'") from error
         with contextlib.ExitStack() as stack:
+            on_gpu = getattr(encoder, "device", "cpu") != "cpu"
             if not ray.is_initialized():
                 n = len(workers.devices(encoder))
-                local = {} if workers.address else {"num_cpus": n, "include_dashboard": False}
+                local = {} if workers.address else {"num_cpus": n, "num_gpus": int(on_gpu), "include_dashboard": False}
                 try:
-                    ray.init(address=workers.address, log_to_driver=False, **local)
+                    with _keeping_handlers():
+                        ray.init(address=workers.address, log_to_driver=False, **local)
                 except (ConnectionError, ValueError, RuntimeError) as error:
                     raise WorkerError(
                         f"no ray cluster at {workers.address} ({type(error).__name__}: {error}); expected 'auto' on a "
                         "machine of the cluster, or ray://head:10001"
                     ) from error
                 stack.callback(ray.shutdown)
-            on_gpu = getattr(encoder, "device", "cpu") != "cpu"
-            yield cls(ray, "GPU" if on_gpu else "CPU")
+            loading = getattr(encoder, "origin", None)
+            on_any = isinstance(loading, Loading) and loading.options.device == "auto"  # this machine may have no GPU
+            use_gpus = on_gpu or (on_any and ray.cluster_resources().get("GPU", 0) >= 1)
+            yield cls(ray, "GPU" if use_gpus else "CPU")
 
     def _each(self) -> list[int]:
         """Workers of each machine."""
@@ -217,7 +239,7 @@ class _Ray:
         return max([*self._each(), 1])
 
     def submit(self, order: Order) -> Any:
-        return self._carry_out.remote(order)
+        return self._carry_out.remote(_on_any_gpu(order))
 
     def ended(self, under_way: Collection[Any], timeout_s: float) -> Collection[Any]:
         return self._ray.wait(list(under_way), num_returns=1, timeout=timeout_s)[0]
@@ -240,6 +262,40 @@ POOLS: dict[Backend, Callable[[Workers, Encoder], contextlib.AbstractContextMana
 }
 
 
+def _on_any_gpu(order: Order) -> Order:
+    """For a worker of a cluster, which has GPUs of its own numbers."""
+    encoder = order.encoder
+    if isinstance(encoder, Loading) and encoder.options.device.startswith("cuda:"):
+        return replace(order, encoder=encoder.on("cuda"))
+    return order
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits: half shut down, workers would go on to the end of their orders."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _keeping_handlers() -> Iterator[None]:
+    """Handlers of signals stay what they were, whatever a library makes of them."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def _attend(parent: int) -> None:
     """In a local worker: ends with its parent however that ends, and leaves Ctrl-C to it."""
 
@@ -248,8 +304,11 @@ def _attend(parent: int) -> None:
             time.sleep(_LOOK_EVERY_S)
         os._exit(1)
 
+    from joblib.externals.loky import process_executor
     from tqdm import tqdm
 
+    # it would replace a worker that has 300 MB more than after its first order; what an encoder keeps is no leak
+    process_executor._USE_PSUTIL = False
     tqdm.set_lock(threading.RLock())  # its own lock between processes is told as leaked where a worker is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()

@@ -47,9 +47,21 @@ def check_room(needed: Mapping[Path, int]) -> None:
 
 
 def resident_bytes() -> int:
-    """Most memory that this process has had."""
+    """Memory of this process now."""
+    found = _proc("/proc/self/status", "VmRSS:")
+    return peak_bytes() if found is None else found
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has had, since the last `forget_peak`."""
     found = _proc("/proc/self/status", "VmHWM:")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if found is None else found
+
+
+def forget_peak() -> None:
+    """Where Linux lets it, the peak is counted from here on."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def available_bytes() -> int:
@@ -71,15 +83,25 @@ def left_by_groups(said: Path, root: Path) -> Iterator[int]:
             _, controllers, name = line.split(":", 2)
             if controllers not in ("", "memory"):
                 continue
-            top, limit, used = (root, "memory.max", "memory.current")
+            top, limit, used, cached = root, "memory.max", "memory.current", "inactive_file"
             if controllers == "memory":  # version 1
-                top, limit, used = (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+                top, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+                cached = "total_inactive_file"
             group = top / name.lstrip("/")
             for path in (group, *group.parents):
                 if not path.is_relative_to(top):
                     break
                 with contextlib.suppress(OSError, ValueError):  # `max`: no limit
-                    yield int((path / limit).read_text()) - int((path / used).read_text())
+                    left = int((path / limit).read_text()) - int((path / used).read_text())
+                    yield left + _field(path / "memory.stat", cached)  # files in the cache are given up first
+
+
+def _field(path: Path, name: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{name} "):
+                return int(line.split()[1])
+    return 0
 
 
 def _proc(path: str, name: str) -> int | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from embedcache.data.manifest import Manifest, path_below
 from embedcache.data.reports import ReportPolicy, report_text, text_units
@@ -15,7 +15,9 @@ from embedcache.encoders.base import Encoder, Modality, Prepared
 from embedcache.errors import InputError, ManifestError, SettingsError
 from embedcache.store.catalogue import PlannedShard
 
-_MOST_LOOKS = 1000
+_Item = TypeVar("_Item")
+
+_MOST_LOOKS = 1000  # for an image that is there
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,6 @@ class Samples:
         """Every image, or every distinct report or sentence, of a manifest.
 
         Raises:
-            ManifestError: images whose root is not there.
             SettingsError: views of single sentences, which are all alike.
         """
         policy = getattr(encoder, "report_policy", ReportPolicy(unit="report"))
@@ -57,9 +58,7 @@ class Samples:
         else:
             inputs = dict(zip(manifest.frame["id"], manifest.frame["image"], strict=True))
         root = manifest.root.absolute()  # not resolved: another machine may mount the same place elsewhere
-        samples = cls(encoder.modality, inputs, root, policy, n_views, view_policy or ViewPolicy())
-        samples.check_data()
-        return replace(samples, witness=samples.find_witness())
+        return cls(encoder.modality, inputs, root, policy, n_views, view_policy or ViewPolicy())
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -91,27 +90,40 @@ class Samples:
         Raises:
             ManifestError: the root, or the image that was there before, is not there.
         """
-        if self.modality == "text" or not self.inputs:
-            return
-        if not _is_there(self.root):
-            raise ManifestError(f"{self.root}: no such directory, expected the one that the images are in")
         if self.witness is not None and not _is_there(self.root / self.witness):
             raise ManifestError(
                 f"{self.root / self.witness}: not there, but it was when the work was planned; see that "
                 f"{self.root} is mounted here, and run the same command again: no image was recorded as missing"
             )
 
-    def find_witness(self) -> str | None:
-        """An image that is there, among the first that could be."""
-        if self.modality == "text":
-            return None
-        for relative in itertools.islice(self.inputs.values(), _MOST_LOOKS):
+    def witnessed(self, ids: Sequence[str], before: Collection[str]) -> Samples:
+        """The same with an image that is there, before any of them is encoded.
+
+        Args:
+            ids: what is to do.
+            before: ids that were encoded earlier, whose images were there.
+
+        Raises:
+            ManifestError: none of those that were looked at, all over the dataset, is there.
+        """
+        if self.modality == "text" or not ids:
+            return self
+        looked_at = [*spread([i for i in self.inputs if i in before], _MOST_LOOKS), *spread(ids, _MOST_LOOKS)]
+        for i in looked_at:
             try:
-                path_below(self.root, relative)
-            except InputError:
-                continue
-            return relative
-        return None
+                self.path(i)
+            except InputError as error:
+                if error.reason != "missing":  # it is there, or its path was never good
+                    continue
+            else:
+                return replace(self, witness=self.inputs[i])
+        missing = [i for i in looked_at if self.inputs[i]]
+        if not missing:
+            return self
+        raise ManifestError(
+            f"{self.root}: none of the {len(looked_at)} images looked at is there, first {self.inputs[missing[0]]!r}; "
+            "expected the manifest's images below it: mount the data, or name another root"
+        )
 
     def path(self, sample_id: str) -> Path:
         """The file of an image.
@@ -136,6 +148,12 @@ class Samples:
                 key = b"unusable " + i.encode("utf-8", "surrogatepass")
             groups.setdefault(key, []).append(i)
         return list(groups.values())
+
+
+def spread(items: Sequence[_Item], most: int) -> Sequence[_Item]:
+    """A few from all over, in order."""
+    n = min(len(items), most)
+    return [items[k * len(items) // n] for k in range(n)]
 
 
 def _is_there(path: Path) -> bool:

@@ -241,6 +241,9 @@ def test_slurm_refuses_what_parts_cannot_share(recipe: Recipe, tmp_path: Path) -
     called = CliRunner().invoke(main, ["slurm", recipe_file, "--set", "extract.retry_failed=true"])
     assert called.exit_code == 2
     assert "each would try every failure" in called.output
+    called = CliRunner().invoke(main, ["slurm", recipe_file, "--sbatch", "--comment=it's"])
+    assert called.exit_code == 2
+    assert "quote it as in a shell" in called.output
     called = CliRunner().invoke(main, ["slurm", recipe_file, "-o", str(tmp_path / "nowhere" / "x.sh")])
     assert called.exit_code == 2
     assert "cannot be written (No such file or directory)" in called.output

@@ -47,7 +47,7 @@ def factory(concurrent=True):
         if under_way > 1:
             (HERE / "overlap").touch()
         (HERE / "pids" / str(os.getpid())).touch()
-        time.sleep(0.02)
+        time.sleep(float(os.environ.get("PACE_S", "0.02")))
         pooled = module(pixels).mean(dim=(2, 3))
         under_way -= 1
         return Output(pooler=pooled)
@@ -56,6 +56,18 @@ def factory(concurrent=True):
 
 def careful():
     return factory(concurrent=False)
+
+class Odd(Exception):
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+def odd():
+    model = factory()
+    def forward(pixels):
+        if pixels.any():
+            raise Odd("a fault of the model", "told as it is")
+        return model.forward(pixels)
+    return ImageModel(module=model.module, forward=forward, transform=model.transform, config={"odd": True})
 
 def fatal():
     model = factory()
@@ -235,6 +247,38 @@ def test_a_worker_that_is_killed_costs_nothing(many, whole, own, tmp_path: Path)
     assert len(pids(own)) == 3  # another took its place
 
 
+def test_workers_that_die_once_each_cost_nothing(many, whole, own, tmp_path: Path) -> None:
+    """Each takes two orders with it: the one in hand, and the one that lies ready."""
+    store = tmp_path / "s"
+    parent = start(many, store, "--workers", "3")
+    wait_for(lambda: len(pids(own)) == 3)
+    for pid in pids(own):
+        os.kill(pid, signal.SIGKILL)
+    ended_well(parent)
+    assert digests(store) == digests(whole)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_orders(many, own, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PACE_S", "0.3")
+    store = tmp_path / "s"
+    parent = start(many, store, "--workers", "2", "--shard-rows", "50", "--threads", "1")
+    wait_for(lambda: len(pids(own)) == 2)
+    for _ in range(2):
+        parent.send_signal(signal.SIGINT)
+        time.sleep(0.03)
+    output, _ = parent.communicate(timeout=60)
+    assert parent.returncode == 130, output
+    assert "To go on: " in output.splitlines()[-1]
+    assert published(store) == 0  # a shard takes seven seconds
+    assert not any(map(is_running, pids(own)))
+
+
+def test_a_fault_in_a_worker_is_told_whatever_its_class(make_manifest, own, tmp_path: Path) -> None:
+    encoder = embedcache.load_encoder("py:paced:odd", device="cpu")
+    with pytest.raises(WorkerError, match=r"(?s)Odd in a worker .*a fault of the model: told as it is"):
+        embedcache.extract(make_manifest(6), encoder, tmp_path / "s", workers=2)
+
+
 @pytest.mark.parametrize("also_workers", [False, True])
 def test_a_parent_that_is_killed_can_be_run_again(many, whole, own, tmp_path: Path, also_workers: bool) -> None:
     store = tmp_path / "s"
@@ -256,7 +300,7 @@ def test_a_parent_that_is_killed_can_be_run_again(many, whole, own, tmp_path: Pa
 
 def test_workers_that_die_over_and_over_end_the_run(make_manifest, own, tmp_path: Path) -> None:
     encoder = embedcache.load_encoder("py:paced:fatal", device="cpu")
-    with pytest.raises(WorkerError, match="workers died 3 times before a shard was done, the last with Terminated"):
+    with pytest.raises(WorkerError, match=r"workers died 3 times over shard 0, the last with Terminated.*--workers 1"):
         embedcache.extract(make_manifest(6), encoder, tmp_path / "s", workers=2)
 
 
@@ -346,6 +390,16 @@ def test_ray_workers_give_the_same_bytes_and_may_die(many, whole, own, tmp_path:
     assert digests(store) == digests(whole)
     assert len(pids(own)) >= 3
     assert parent.pid not in pids(own)
+
+
+def test_a_stopped_run_on_ray_says_how_to_go_on(many, own, tmp_path: Path) -> None:
+    """ray has a handler of its own for SIGTERM."""
+    parent = start(many, tmp_path / "s", "--backend", "ray")
+    wait_for(lambda: published(tmp_path / "s") >= 1)
+    parent.terminate()
+    output, _ = parent.communicate(timeout=60)
+    assert parent.returncode == 143, output
+    assert "To go on: " in output
 
 
 # settings

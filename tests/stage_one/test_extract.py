@@ -20,6 +20,7 @@ from embedcache.data.radiograph import read_radiograph
 from embedcache.encoders.base import Encoded, EncoderRecord, Prepared
 from embedcache.errors import FingerprintMismatchError, ManifestError, StoreWriteError
 from embedcache.stage_one import extract as extract_module
+from embedcache.stage_one.extract import plan_extraction
 from embedcache.store import commit
 from embedcache.store.catalogue import Catalogue
 
@@ -128,7 +129,7 @@ def test_failures_are_retried_only_when_asked(make_manifest, image_encoder, tmp_
 def test_every_input_bad_still_makes_a_store(make_manifest, image_encoder, tmp_path: Path) -> None:
     manifest = make_manifest(5)
     for path in manifest.root.iterdir():
-        path.unlink()
+        path.write_bytes(b"")
     report = embedcache.extract(manifest, image_encoder, tmp_path / "s")
     assert (report.n_embedded, report.n_failed) == (0, 5)
     assert embedcache.verify_store(tmp_path / "s") == []
@@ -469,9 +470,14 @@ def test_a_disk_that_is_gone_is_no_failure_of_each_image(make_manifest, image_en
     """Not mounted on one machine, its images must not be written down as missing."""
     manifest = make_manifest(30)
     manifest.root.rename(tmp_path / "away")
-    with pytest.raises(ManifestError, match=r"squares: no such directory, expected the one that the images are in"):
-        embedcache.extract(manifest, image_encoder, tmp_path / "s")
-    assert not (tmp_path / "s").exists()
+    for _ in range(2):  # no root, and the bare place where it is mounted
+        with pytest.raises(ManifestError, match=r"squares: none of the 30 images looked at is there, first 's000.jpg'"):
+            embedcache.extract(manifest, image_encoder, tmp_path / "s")
+        with pytest.raises(ManifestError, match="none of the 30 images looked at is there"):
+            plan_extraction(manifest, image_encoder, tmp_path / "s")
+        assert not (tmp_path / "s").exists()
+        manifest.root.mkdir(exist_ok=True)
+    manifest.root.rmdir()
     (tmp_path / "away").rename(manifest.root)
     encoder = Counting(image_encoder)
 
@@ -489,6 +495,8 @@ def test_a_disk_that_is_gone_is_no_failure_of_each_image(make_manifest, image_en
     (tmp_path / "away").rename(manifest.root)
     report = embedcache.extract(manifest, image_encoder, tmp_path / "s", shard_rows=4, batch_size=2)
     assert report.n_embedded + report.n_present == 30
+    manifest.root.rename(tmp_path / "away")  # nothing is to do, so that nothing is missed
+    assert embedcache.extract(manifest, image_encoder, tmp_path / "s", shard_rows=4, batch_size=2).n_present == 30
 
 
 def test_others_that_have_everything_in_hand_are_waited_for_in_silence(

@@ -87,7 +87,7 @@ def test_a_text_is_tokenised_once(make_manifest, checkpoints: Path, tmp_path: Pa
     frame["report"] = ["Heart size is normal. " * (1 + i % 8) for i in range(40)]
     seen.clear()
     same = Manifest(frame, name="same", root=manifest.root)
-    assert embedcache.extract(same, encoder, tmp_path / "s", n_threads=1).n_embedded == 40
+    assert embedcache.extract(same, encoder, tmp_path / "s", n_threads=8).n_embedded == 40
     assert len(seen) == len(set(seen)) == len(set(frame["report"]))
 
 
@@ -201,23 +201,35 @@ def test_a_compiled_model_gets_batches_of_one_size(make_manifest, image_encoder,
         embedcache.extract(make_manifest(2, name="c"), encoder, tmp_path / "c", batch_size="auto")
 
 
-def test_float32_means_float32_whatever_the_process_allows(make_manifest, image_encoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("allowed", ["legacy", "present"])
+def test_float32_means_float32_whatever_the_process_allows(
+    make_manifest, image_encoder, tmp_path: Path, allowed: str
+) -> None:
+    """torch has two ways to allow less, which must not be mixed."""
+    kinds = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul]
+    kinds += [torch.backends.mkldnn.conv]
     seen = []
 
     def over(inner, batch, tokens):
-        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        seen.append([kind.fp32_precision for kind in kinds])
         return inner.encode(batch, tokens=tokens)
 
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    before, whole = [kind.fp32_precision for kind in kinds], torch.backends.fp32_precision
     try:
-        torch.set_float32_matmul_precision("medium")
-        torch.backends.cudnn.allow_tf32 = True
+        if allowed == "legacy":
+            torch.set_float32_matmul_precision("medium")
+        else:
+            torch.backends.fp32_precision = "tf32"
+            torch.backends.mkldnn.conv.fp32_precision = "bf16"
+        less = [kind.fp32_precision for kind in kinds]
+        assert less != before
         embedcache.extract(make_manifest(4), Wrapped(image_encoder, over), tmp_path / "s")
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
+        assert [kind.fp32_precision for kind in kinds] == less
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-    assert set(seen) == {("highest", False)}
+        torch.backends.fp32_precision = whole
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
+    assert seen == [["ieee"] * 4]
 
 
 def test_memory_that_is_too_small_for_one_sample_is_told(make_manifest, text_encoder, tmp_path: Path) -> None:
