@@ -121,7 +121,7 @@ def test_a_dead_writers_claim_is_free_at_once(tmp_path: Path) -> None:
 
 def test_a_stopped_writers_shard_is_taken_over(tmp_path: Path, whole: Path, monkeypatch) -> None:
     """Stopped with a claim in hand and never continued: after a while of no progress its shard is computed here."""
-    from embedcache.stage_one import extract as extract_module
+    from embedcache.stage_one import work
 
     store, manifest = tmp_path / "s", dataset(ROWS)
     extract(store, dataset(1))
@@ -137,7 +137,7 @@ def test_a_stopped_writers_shard_is_taken_over(tmp_path: Path, whole: Path, monk
         os._exit(0)
     try:
         assert os.read(ready, 1) == b"\x01"
-        monkeypatch.setattr(extract_module, "_PATIENCE_S", 1.0)
+        monkeypatch.setattr(work, "_PATIENCE_S", 1.0)
         extract(store, manifest)
     finally:
         os.kill(holder, 9)
