@@ -22,8 +22,8 @@ from embedcache.store.catalogue import Catalogue, PlannedShard, check_fingerprin
 from embedcache.store.claims import Claims
 from embedcache.store.commit import read_document
 
-_at_work = threading.Lock()  # a worker with several threads takes one order at a time: an encoder is loaded once, and
-# record locks tell processes apart, not threads
+# one order at a time in a worker of several threads: an encoder is loaded once, and record locks know no threads
+_at_work = threading.Lock()
 
 
 @dataclass(frozen=True)

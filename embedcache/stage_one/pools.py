@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -133,17 +134,16 @@ class _Dask:
     @classmethod
     @contextlib.contextmanager
     def open(cls, workers: Workers, encoder: Encoder) -> Iterator[_Dask]:
-        try:
-            from distributed import Client, LocalCluster
-        except ImportError as error:
-            raise WorkerError("the backend dask needs dask.distributed; run 'pip install embedcache[dask]'") from error
+        distributed = _library("distributed", extra="dask")
         with contextlib.ExitStack() as stack:
             cluster: Any = workers.address
             if cluster is None:
                 n = len(workers.devices(encoder))
-                cluster = stack.enter_context(LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None))
+                cluster = stack.enter_context(
+                    distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None)
+                )
             try:
-                client = stack.enter_context(Client(cluster, set_as_default=False, timeout=CONNECT_S))
+                client = stack.enter_context(distributed.Client(cluster, set_as_default=False, timeout=CONNECT_S))
             except (OSError, ValueError) as error:
                 raise WorkerError(
                     f"no dask scheduler at {workers.address} ({type(error).__name__}: {error}); expected an address "
@@ -202,10 +202,7 @@ class _Ray:
     @classmethod
     @contextlib.contextmanager
     def open(cls, workers: Workers, encoder: Encoder) -> Iterator[_Ray]:
-        try:
-            import ray
-        except ImportError as error:
-            raise WorkerError("the backend ray needs ray; run 'pip install embedcache[ray]'") from error
+        ray = _library("ray", extra="ray")
         with contextlib.ExitStack() as stack:
             on_gpu = getattr(encoder, "device", "cpu") != "cpu"
             if not ray.is_initialized():
@@ -260,6 +257,18 @@ POOLS: dict[Backend, Callable[[Workers, Encoder], contextlib.AbstractContextMana
     "dask": _Dask.open,
     "ray": _Ray.open,
 }
+
+
+def _library(name: str, *, extra: str) -> Any:
+    """A library that only an extra brings.
+
+    Raises:
+        WorkerError: it is not there.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise WorkerError(f"the backend {extra} needs {name}; run 'pip install embedcache[{extra}]'") from error
 
 
 def _on_any_gpu(order: Order) -> Order:
