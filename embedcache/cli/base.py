@@ -23,37 +23,35 @@ _RESUMED = ("extract", "run")  # called again, these go on where they were stopp
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
-class _Stopped(KeyboardInterrupt):
-    """The process was asked to end, by another signal than Ctrl-C's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
 class _Group(click.Group):
     """Shows our own errors as one message and gives their exit code; stopped, it says how to go on."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        received: list[int] = []
         try:
-            with _signals_stop():
+            with _signals_stop(received):
                 return super().invoke(ctx)
         except EmbedCacheError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt as stopped:
+        except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
             go_on = f"; what is finished is kept. To go on: {_command()}" if ctx.invoked_subcommand in _RESUMED else ""
             click.echo(f"\nstopped{go_on}", err=True)
-            ctx.exit(128 + (stopped.number if isinstance(stopped, _Stopped) else signal.SIGINT))
+            ctx.exit(128 + (received[0] if received else signal.SIGINT))
 
 
 @contextlib.contextmanager
-def _signals_stop() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does; what the caller ignores (nohup) stays ignored."""
+def _signals_stop(received: list[int]) -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does; what the caller ignores (nohup) stays ignored.
+
+    Args:
+        received: gets the number of the signal: a library written in C may put an exception of its own for ours.
+    """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Stopped(number)
+        received.append(number)
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield

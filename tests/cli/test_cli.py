@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -187,6 +188,24 @@ def test_stopped_it_says_how_to_go_on_and_goes_on(
         "plan_s", "run_s", "worker_s", "prepare_s", "encode_s", "write_s", "waited_s"
     }  # fmt: skip
     assert embedcache.verify_store(tmp_path / "s") == []
+
+
+def test_a_signal_keeps_its_number_where_a_library_raises_its_own_exception(monkeypatch) -> None:
+    """As ray does, when the signal lands inside its wait."""
+
+    @click.command()
+    def stopping() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setitem(main.commands, "stopping", stopping)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert call("stopping").exit_code == 143
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_plan_is_told_and_nothing_is_written(make_manifest, checkpoints: Path, tmp_path: Path, monkeypatch) -> None:
