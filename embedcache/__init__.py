@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Manifest": "embedcache.data.manifest",
+    "load_dataset": "embedcache.data.datasets.load",
     "caption": "embedcache.data.reports",
     "load_encoder": "embedcache.encoders.load",
     "extract": "embedcache.stage_one.extract",

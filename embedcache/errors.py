@@ -29,6 +29,14 @@ class ManifestError(UserError, ValueError):
     """A manifest that cannot be read or breaks its contract."""
 
 
+class DatasetError(UserError, ValueError):
+    """A folder that is not a dataset as it is published, or a split or task that a dataset does not have."""
+
+
+class LabelMapError(UserError, ValueError):
+    """A label map that cannot be read, or does not fit a manifest."""
+
+
 class InputError(UserError, ValueError):
     """One sample cannot be used; it costs its own row only.
 

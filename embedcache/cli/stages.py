@@ -278,3 +278,5 @@ def probe(
 
     result = run_probe(Manifest.read(manifest), image_store, label=label, run_dir=run_dir, text_store=text_store)
     click.echo(result.scores.to_json(orient="records") if as_json else result.scores.to_string(index=False))
+    if result.warning:
+        click.echo(f"warning: {result.warning}", err=True)

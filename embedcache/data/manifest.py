@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from embedcache.data.labels import LABEL_PREFIX, LabelSet
+from embedcache.data.tables import read_csv
 from embedcache.errors import InputError, ManifestError, some_ids
 from embedcache.ids import unusable_ids
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from embedcache.data.audit import AuditReport
 
 SPLITS = ("train", "valid", "test")
-LABEL_PREFIX = "label."
 TEXT_COLUMNS = (
     "id",
     "image",
@@ -38,28 +38,65 @@ _KNOWN_COLUMNS = (*TEXT_COLUMNS, "age", "acquired", "mask")
 _PARQUET_KEY = b"embedcache"
 
 
+@dataclass(frozen=True)
+class About:
+    """What a manifest knows of itself beside its rows; kept in its Parquet file.
+
+    Args:
+        label_sets: labels that make one task together, or whose classes have names.
+        split_rule: `patient` (no patient on two sides), `exam` (the same of exams, as the patients are unknown),
+            `paper` (the published rule, leaks and all), or blank.
+        patients_from: the register that `patient` names people of, such as `nih`: patients of two datasets are the same
+            people only if they come from one register.
+        notes: what was found while the manifest was made: absent files, rows left out.
+    """
+
+    label_sets: tuple[LabelSet, ...] = ()
+    split_rule: Literal["", "patient", "exam", "paper"] = ""
+    patients_from: str = ""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> About:
+        """From what `dataclasses.asdict` gave; what a newer version added is left aside."""
+        return cls(
+            tuple(map(LabelSet.from_json, said.get("label_sets", ()))),
+            said.get("split_rule", ""),
+            said.get("patients_from", ""),
+            tuple(said.get("notes", ())),
+        )
+
+
 class Manifest:
     """A dataset's table: one row per image.
 
     Columns: `id` (unique str), `image` (path below `root`), `report` (text), `report_id` (equal for images that
     share a report; defaults to `id`), `patient`, `study`, `split` (`train`, `valid`, `test`, or several joined
-    with `+`), `view`, `sex`, `age`, `site`, `source`, `acquired`, `mask`, and labels `label.<name>` (0, 1, blank,
+    with `+`), `view`, `sex`, `age` (years), `site`, `source`, `acquired`, `mask` (see `embedcache.data.masks`),
+    `fraction` (the least label fraction under which a training row is used), and labels `label.<name>` (0, 1, blank,
     or an integer class). Other columns are kept.
 
     Args:
         frame: the table; it is checked and copied.
         name: the dataset's name.
         root: the directory that `image` and `mask` are relative to.
+        about: label sets, the rule of the splits, and other facts.
 
     Raises:
         ManifestError: a missing column, a duplicate or empty id, two texts under one `report_id`, an unknown
             split, a label that is no number.
     """
 
-    def __init__(self, frame: pd.DataFrame, *, name: str, root: str | Path) -> None:
+    def __init__(self, frame: pd.DataFrame, *, name: str, root: str | Path, about: About | None = None) -> None:
         self.name = name
         self.root = Path(root)
+        self.about = about or About()
         self.frame = _checked(frame, name)
+        absent = sorted({label for found in self.about.label_sets for label in found.labels} - set(self.labels))
+        if absent:
+            raise ManifestError(
+                f"{name}: a label set names {', '.join(map(repr, absent))}, for which there is no column 'label.<name>'"
+            )
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -91,8 +128,8 @@ class Manifest:
             raise ManifestError(f"{path}: no manifest there; make one, or name another file")
         if path.suffix == ".parquet":
             frame, said = _read_parquet(path)
-        elif path.suffix == ".csv":
-            frame, said = _read_csv(path), {}
+        elif path.name.endswith((".csv", ".csv.gz")):
+            frame, said = read_csv(path), {}
         else:
             raise ManifestError(f"{path}: suffix {path.suffix!r}, expected .parquet or .csv")
         if columns:
@@ -102,7 +139,8 @@ class Manifest:
             taken = frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
             frame = taken.drop(columns=[c for c in set(columns.values()) - set(columns) if c not in _KNOWN_COLUMNS])
         base = path.parent / said["root"] if "root" in said else path.parent
-        return cls(frame, name=name or said.get("name", path.stem), root=root or base)
+        about = About.from_json(said.get("about", {}))
+        return cls(frame, name=name or said.get("name", path.stem), root=root or base, about=about)
 
     def write(self, path: str | Path) -> None:
         """Writes Parquet, whole or not at all; the root is kept relative to the file."""
@@ -110,7 +148,12 @@ class Manifest:
         import pyarrow.parquet as pq
 
         path = Path(path)
-        said = {"name": self.name, "root": os.path.relpath(self.root, path.parent), "task": self.tasks}
+        said = {
+            "name": self.name,
+            "root": os.path.relpath(self.root, path.parent),
+            "task": self.tasks,
+            "about": asdict(self.about),
+        }
         table = pa.Table.from_pandas(self.frame, preserve_index=False)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PARQUET_KEY: json.dumps(said)})
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -124,9 +167,19 @@ class Manifest:
         return [c.removeprefix(LABEL_PREFIX) for c in self.frame.columns if c.startswith(LABEL_PREFIX)]
 
     @property
+    def label_sets(self) -> list[LabelSet]:
+        """Labels by the task they make: the sets that were named, then each other label as a set of its own."""
+        named = list(self.about.label_sets)
+        in_sets = {label for found in named for label in found.labels}
+        alone = [label for label in self.labels if label not in in_sets]
+        return named + [
+            LabelSet(label, "multi-class" if (self.label(label) > 1).any() else "binary", (label,)) for label in alone
+        ]
+
+    @property
     def tasks(self) -> dict[str, str]:
-        """The kind of task of each label set: `binary` or `multi-class`."""
-        return {name: "multi-class" if (self.label(name) > 1).any() else "binary" for name in self.labels}
+        """The kind of task of each label set: `binary`, `multi-label` or `multi-class`."""
+        return {found.name: found.task for found in self.label_sets}
 
     def label(self, name: str) -> np.ndarray:
         """Values of one label set, (n,) float64, NaN where blank.
@@ -142,12 +195,30 @@ class Manifest:
         """Which rows are in a split, (n,) bool; a row may be in several."""
         if split not in SPLITS:
             raise ManifestError(f"split {split!r}, expected one of {', '.join(SPLITS)}")
-        return np.array([split in value.split("+") for value in self.frame["split"]], bool)
+        values, codes = np.unique(self.frame["split"].to_numpy(object), return_inverse=True)
+        return np.array([split in value.split("+") for value in values], bool)[codes]
+
+    def with_frame(self, frame: pd.DataFrame, **about: Any) -> Manifest:
+        """The manifest with another table; `about` changes its facts of that name."""
+        return Manifest(frame, name=self.name, root=self.root, about=replace(self.about, **about))
+
+    def in_fraction(self, fraction: float) -> np.ndarray:
+        """Which rows the column `fraction` gives to a label fraction, (n,) bool.
+
+        Raises:
+            ManifestError: there is no such column, or it holds no such fraction.
+        """
+        smallest = pd.to_numeric(self.frame.get("fraction", pd.Series(dtype=float)), errors="coerce")
+        if not (smallest == fraction).any():
+            there = ", ".join(f"{value:g}" for value in sorted(smallest.dropna().unique())) or "none"
+            raise ManifestError(
+                f"{self.name}: no label fraction {fraction:g} in its column 'fraction', which has {there}"
+            )
+        return (smallest <= fraction).to_numpy()
 
     def groups(self) -> np.ndarray:
-        """What intervals resample: the patient of each row, or its id where the patient is blank, (n,) object."""
-        patients, ids = self.frame["patient"], self.frame["id"]
-        return np.where(patients == "", "id:" + ids, "patient:" + patients)
+        """What intervals resample, (n,) object: each row's patient, else its study, else its id."""
+        return groups(self.frame)
 
     def reports(self) -> dict[str, str]:
         """The text of each distinct `report_id`, in order of first appearance."""
@@ -163,14 +234,25 @@ class Manifest:
         return path_below(self.root, relative)
 
     def audit(self, *, files: bool | Mapping[str, bytes] = True) -> AuditReport:
-        """Counts patients, reports and identical image files that stand in several splits.
+        """Counts what stands in several splits: images, patients, studies, equal reports, identical files.
 
         Args:
-            files: whether to read every image file, or a digest for each id, as a store keeps them.
+            files: whether to compare the image files (few are read to their end), or a digest for each id, as a store
+                keeps them.
         """
         from embedcache.data.audit import audit
 
         return audit(self, files=files)
+
+
+def groups(frame: pd.DataFrame) -> np.ndarray:
+    """The patient of each row, else its study, else its id, (n,) object; see `Manifest.groups`."""
+    found = ("id:" + frame["id"]).to_numpy(object)
+    for column in ("study", "patient"):
+        if column in frame:
+            values = frame[column].to_numpy(object)
+            found = np.where(values == "", found, f"{column}:" + values)
+    return found
 
 
 def path_below(root: Path, relative: str) -> Path:
@@ -202,28 +284,6 @@ def _read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise ManifestError(f"{path}: not a readable Parquet file ({type(error).__name__}: {error})") from error
     said = (table.schema.metadata or {}).get(_PARQUET_KEY)
     return table.to_pandas(), json.loads(said) if said else {}
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ManifestError(
-            f"{path}: not UTF-8 at line {line} (byte {error.start}); save it as UTF-8 and read it again"
-        ) from error
-    header = next(csv.reader(io.StringIO(text, newline="")), [])
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise ManifestError(f"{path}: the header names {', '.join(repeated)} more than once; keep one of each")
-    try:
-        frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ManifestError(f"{path}: not a readable CSV file ({error})") from error
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas would take the first column as an index
-        raise ManifestError(f"{path}: rows have more fields than the {len(header)} of the header; name every column")
-    return frame
 
 
 def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:

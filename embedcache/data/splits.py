@@ -1,10 +1,12 @@
-"""Splits that keep a patient on one side, and nested label fractions."""
+"""Splits that keep a patient on one side, the published ones that do not, and nested label fractions."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from embedcache.errors import ManifestError
+
+FRACTIONS = (0.01, 0.1, 1.0)
 
 
 def patient_split(groups: np.ndarray, strata: np.ndarray, *, valid: float, test: float, seed: int) -> np.ndarray:
@@ -33,6 +35,21 @@ def patient_split(groups: np.ndarray, strata: np.ndarray, *, valid: float, test:
     return assigned[row_patient]
 
 
+def rarest_label(labels: np.ndarray) -> np.ndarray:
+    """A stratum for each row of a multi-label table: its rarest present label, the rarer the larger.
+
+    Args:
+        labels: 0, 1 or NaN, (n, k).
+
+    Returns:
+        (n,) int64; 0 where no label is present.
+    """
+    present = labels == 1
+    rank = np.empty(labels.shape[1], np.int64)
+    rank[np.argsort(-present.sum(axis=0), kind="stable")] = np.arange(1, labels.shape[1] + 1)
+    return (present * rank).max(axis=1, initial=0)
+
+
 def label_subset(labels: np.ndarray, fraction: float, *, seed: int, min_per_class: int = 2) -> np.ndarray:
     """Rows whose labels a run may use: stratified, and nested (the rows of 1% are among those of 10%).
 
@@ -52,3 +69,64 @@ def label_subset(labels: np.ndarray, fraction: float, *, seed: int, min_per_clas
         members = rng.permutation(np.flatnonzero(labels == value))
         chosen.append(members[: max(round(fraction * len(members)), min_per_class)])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+def stratified_fractions(strata: np.ndarray, train: np.ndarray, *, seed: int) -> np.ndarray:
+    """The least of `FRACTIONS` under which a training row is used, (n,), NaN elsewhere; stratified, so nested.
+
+    Args:
+        strata: class of each row, (n,).
+        train: which rows are of the training split, (n,) bool.
+    """
+    smallest = np.full(len(strata), np.nan)
+    rows = np.flatnonzero(train)
+    for fraction in sorted(FRACTIONS, reverse=True):
+        smallest[rows[label_subset(strata[rows].astype(np.float64), fraction, seed=seed)]] = fraction
+    return smallest
+
+
+def published_holdout(n: int, held_out: float | int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Train, valid and test rows, each in its order, as the code that the paper builds on draws them.
+
+    That is scikit-learn's `train_test_split` twice with `random_state=0`: rows held out, then its halves, of which the
+    first is test, the second valid. Its permutation is NumPy's, which is pinned for good.
+
+    Args:
+        held_out: share or number of the n rows that is held out.
+    """
+    train, rest = shuffled_halves(n, held_out)
+    first, second = shuffled_halves(len(rest), 0.5)
+    return train, rest[second], rest[first]
+
+
+def shuffled_halves(n: int, second: float | int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in the order in which scikit-learn's `train_test_split(random_state=0)` gives them.
+
+    Args:
+        second: share (rounded up) or number of rows of the second part, which the shuffled rows begin with.
+    """
+    order = np.random.RandomState(0).permutation(n)
+    n_second = second if isinstance(second, int) else int(np.ceil(second * n))
+    return order[n_second:], order[:n_second]
+
+
+def published_fractions(
+    train: np.ndarray, *, rounded_down: bool = False, state: np.random.RandomState | None = None
+) -> np.ndarray:
+    """The least of `FRACTIONS` under which each training row is used by the published code, (len(train),).
+
+    Not stratified: pandas' `sample(frac, random_state=42)`, or `numpy.random.choice` after seed 42; a smaller fraction
+    is the beginning of a larger one's permutation, so they are nested.
+
+    Args:
+        train: training rows in the order in which the published code lists them.
+        rounded_down: whether a count is cut off (`int`) rather than rounded, as in its segmentation.
+        state: NumPy's generator, where draws went before.
+    """
+    state = state or np.random.RandomState(42)
+    order = state.permutation(len(train))
+    smallest = np.full(len(train), np.nan)
+    for fraction in sorted(FRACTIONS, reverse=True):
+        n = fraction * len(train)
+        smallest[order[: int(n) if rounded_down else round(n)]] = fraction
+    return smallest

@@ -103,7 +103,7 @@ def _override(content: dict[str, Any], override: str, origins: dict[_Path, str])
 
 def _described(detail: Mapping[str, Any], content: dict[str, Any], origins: dict[_Path, str]) -> str:
     location = tuple(detail["loc"])
-    if location[:1] == ("data",) and location[1:2] in (("phantom",), ("table",)):
+    if location[:1] == ("data",) and location[1:2] in (("phantom",), ("table",), ("dataset",)):
         location = (location[0], *location[2:])  # pydantic names the kind, the file does not
     known = location
     while known not in origins and known:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from embedcache.data.datasets.load import load_dataset
 from embedcache.data.datasets.phantom import make_phantom
 from embedcache.data.manifest import Manifest
 from embedcache.data.splits import patient_split
@@ -19,7 +20,7 @@ from embedcache.encoders.base import Encoder
 from embedcache.encoders.load import load_encoder
 from embedcache.encoders.random_init import write_random_like, write_tiny
 from embedcache.errors import RecipeError
-from embedcache.recipe.schema import EncoderSection, Recipe, TableData
+from embedcache.recipe.schema import DatasetData, EncoderSection, PhantomData, Recipe
 from embedcache.stage_one.estimate import Estimate
 from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
 from embedcache.stage_two.adaptor import count_parameters
@@ -66,8 +67,8 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
     _write_config(recipe, run_dir)
     audit = manifest.audit(files=_image_digests(recipe))
     say(f"splits    {audit}")
-    if audit.leaks:
-        say("warning   patients or images stand on both sides of a split: the scores below are too good")
+    if audit.warning:
+        say(f"warning   {audit.warning}")
     scores = pd.concat(
         [
             _stage_two(recipe, manifest, run_dir, image, text, say)
@@ -125,8 +126,19 @@ def make_manifest(recipe: Recipe) -> Manifest:
 
 def _read_or_draw(recipe: Recipe) -> Manifest:
     data = recipe.data
-    if not isinstance(data, TableData):
+    if isinstance(data, PhantomData):
         return make_phantom(data.root, data.config)
+    if isinstance(data, DatasetData):
+        return load_dataset(
+            data.name,
+            data.root,
+            split=data.split,
+            task=data.task,
+            seed=data.seed,
+            valid=data.valid,
+            test=data.test,
+            **data.options,
+        )
     manifest = Manifest.read(data.root / data.table, name=recipe.name, root=data.root, columns=data.columns)
     if data.split is None:
         return manifest
@@ -157,6 +169,8 @@ def _stage_one(
     recipe: Recipe, manifest: Manifest, say: Say, part: tuple[int, int] | None = None
 ) -> list[ExtractReport]:
     say(f"data      {manifest.name}: {len(manifest)} images, {len(manifest.reports())} reports")
+    for note in manifest.about.notes:
+        say(f"          {note}")
     sections, reports = {**recipe.encoders.image, **recipe.encoders.text}, []
     of_part = "" if part is None else f" part {part[0]}/{part[1]}:"
     for name, encoder in _encoders(recipe, manifest):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from embedcache.data.datasets.load import layout_named
 from embedcache.data.datasets.phantom import PhantomConfig
 from embedcache.data.radiograph import DecodePolicy
 from embedcache.data.reports import ReportPolicy
@@ -59,6 +60,25 @@ class TableData(_Section):
     table: str
     columns: dict[str, str] = Field(default_factory=dict)
     split: SplitSection | None = None
+
+
+class DatasetData(_Section):
+    """A public dataset in its official folder, by name; see `embedcache manifest --help` and `load_dataset`."""
+
+    kind: Literal["dataset"]
+    name: str
+    root: Path
+    split: Literal["patient", "paper"] = "patient"
+    task: str | None = None
+    seed: int = 0
+    valid: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> DatasetData:
+        layout_named(self.name).check(self.task, dict(self.options))
+        return self
 
 
 class EncoderSection(_Section):
@@ -153,7 +173,7 @@ class Recipe(_Section):
 
     name: _Name
     cache: Path
-    data: Annotated[PhantomData | TableData, Field(discriminator="kind")]
+    data: Annotated[PhantomData | TableData | DatasetData, Field(discriminator="kind")]
     encoders: EncodersSection
     extract: ExtractSection = Field(default_factory=ExtractSection)
     train: TrainConfig = Field(default_factory=TrainConfig)

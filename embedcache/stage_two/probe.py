@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
+from embedcache.data.audit import leak_warning
 from embedcache.data.manifest import Manifest
 from embedcache.data.splits import label_subset
 from embedcache.device import pick_device
@@ -40,6 +41,8 @@ class ProbeConfig:
     Args:
         heads: `linear`, `mlp`.
         fractions: shares of the training labels, at least two labels of each class.
+        subsets: which labels a fraction is: `drawn` for each seed, stratified by the label; or the `manifest`'s own
+            column `fraction`, the same for each seed (under a `paper` split, what the published code draws).
         n_seeds: runs with other label draws, head weights and batch orders.
         n_draws: bootstrap draws.
         controls: which controls stand beside the result, of `CONTROLS`.
@@ -47,6 +50,7 @@ class ProbeConfig:
 
     heads: tuple[str, ...] = HEADS
     fractions: tuple[Annotated[float, Gt(0), Le(1)], ...] = (0.01, 0.1, 1.0)
+    subsets: Literal["drawn", "manifest"] = "drawn"
     n_seeds: Annotated[int, Ge(1)] = 3
     n_draws: Annotated[int, Ge(1)] = 2000
     controls: tuple[str, ...] = CONTROLS
@@ -61,6 +65,8 @@ class ProbeConfig:
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
                 raise ValueError(f"unknown {name} {', '.join(unknown)}; expected some of {', '.join(known)}")
+        if self.subsets not in ("drawn", "manifest"):
+            raise ValueError(f"subsets {self.subsets!r}, expected drawn or manifest")
         if not self.heads or not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
             raise ValueError("expected at least one head, and fractions above 0 and at most 1")
 
@@ -73,22 +79,34 @@ class ProbeResult:
         scores: a row per control (`""` is the result itself), head, fraction, metric and class, with `value`, `low`,
             `high` (95%, over patients and seeds), `n_train`, `n_valid` and `n_test` labels, `n_seeds`.
         n_failed: manifest rows left out because stage one recorded a failure.
+        warning: one line where the manifest's splits share patients, studies or files; blank where they do not.
     """
 
     scores: pd.DataFrame
     label: str
     n_failed: int
+    warning: str
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One label over the joined rows: classes (n,) float64 with NaN for blank, and where to train and test."""
+    """One label over the joined rows: classes (n,) float64 with NaN for blank, and where to train and test.
+
+    `of_fraction` holds the training rows of the fractions that the manifest fixes.
+    """
 
     labels: np.ndarray
     train: np.ndarray
     test: np.ndarray
     n_classes: int
     draws: np.ndarray
+    of_fraction: dict[float, np.ndarray]
+
+    def labelled(self, fraction: float, seed: int) -> np.ndarray:
+        """Training rows whose labels a fraction may use."""
+        if fraction in self.of_fraction:
+            return self.of_fraction[fraction]
+        return self.train[label_subset(self.labels[self.train], fraction, seed=seed)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +168,8 @@ def probe(
                 for fraction in config.fractions:
                     rows += _scores(control, head, fraction, x, told, task, config)
                     progress.advance()
-    return ProbeResult(pd.DataFrame(rows), label, joined.n_failed)
+    digests = dict(zip(image_store.ids, map(bytes, image_store.input_digests), strict=True))
+    return ProbeResult(pd.DataFrame(rows), label, joined.n_failed, leak_warning(manifest, digests))
 
 
 def _adaptor_for(store: Store, run_dir: str | Path | None) -> Adaptor | None:
@@ -185,7 +204,23 @@ def _task(manifest: Manifest, rows: np.ndarray, label: str, config: ProbeConfig)
         test,
         n_classes=int(labels[known].max()) + 1,
         draws=patient_draws(manifest.groups()[rows[test]], config.n_draws, seed=0),
+        of_fraction=_of_fractions(manifest, rows, train[known[train]], label, config),
     )
+
+
+def _of_fractions(
+    manifest: Manifest, rows: np.ndarray, train: np.ndarray, label: str, config: ProbeConfig
+) -> dict[float, np.ndarray]:
+    if config.subsets == "drawn":
+        return {}
+    found = {f: train[manifest.in_fraction(f)[rows[train]]] for f in config.fractions}
+    for fraction, chosen in found.items():
+        if len(np.unique(manifest.label(label)[rows[chosen]])) < 2:
+            raise ManifestError(
+                f"{manifest.name}: its column 'fraction' gives {fraction:g} of the labels {len(chosen)} rows of label "
+                f"{label!r} and not two classes; use subsets 'drawn'"
+            )
+    return found
 
 
 def _scores(
@@ -200,7 +235,7 @@ def _scores(
     """One control, head and fraction over all seeds: a row for each metric and class."""
     probabilities, n_train = [], 0
     for seed in range(config.n_seeds):
-        chosen = task.train[label_subset(task.labels[task.train], fraction, seed=seed)]
+        chosen = task.labelled(fraction, seed)
         y = task.labels[chosen].astype(np.int64)
         n_train = len(chosen)
         if control == "shuffled-labels":

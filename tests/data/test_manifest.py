@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from embedcache import Manifest
+from embedcache.data.labels import LabelSet
+from embedcache.data.manifest import About
 from embedcache.errors import InputError, ManifestError
 
 
@@ -155,24 +157,38 @@ def test_paths_stay_inside_the_root(tmp_path: Path) -> None:
         assert caught.value.reason == reason
 
 
-def test_audit_counts_what_stands_in_two_splits(tmp_path: Path) -> None:
-    for name, content in {"a.png": b"same", "b.png": b"same", "c.png": b"other"}.items():
-        (tmp_path / name).write_bytes(content)
-    leaky = frame(split=["train", "test", "test"], patient=["p", "q", "p"], report=["r", "s", "r"])
-    audit = Manifest(leaky, name="m", root=tmp_path).audit()
-    assert (audit.shared_patients, audit.shared_reports, audit.shared_files) == (1, 1, 1)
-    assert audit.patients_known
-    assert audit.leaks
-    assert "1 patients, 1 report texts, 1 identical files" in str(audit)
-    known = Manifest(leaky, name="m", root="nowhere").audit(files={"a": b"1", "b": b"2", "c": b"1"})
-    assert known.shared_files == 1
-    unknown = Manifest(frame(split=["train", "test", "test"]), name="m", root=tmp_path).audit(files=False)
-    assert not unknown.patients_known
-    assert "patients unknown" in str(unknown)
-    assert "files not read" in str(unknown)
-    assert not unknown.leaks
+def test_a_manifest_keeps_what_it_knows_of_itself(tmp_path: Path) -> None:
+    about = About(
+        label_sets=(
+            LabelSet("both", "multi-label", ("y", "z")),
+            LabelSet("kind", "multi-class", ("k",), ("a", "b", "c")),
+        ),
+        split_rule="exam",
+        patients_from="nih",
+        notes=("3 images are absent",),
+    )
+    made = frame(**{"label.y": [1, 0, 0], "label.z": [0, 0, 1], "label.k": [0, 1, 2], "label.alone": [0, 1, None]})
+    Manifest(made, name="m", root=tmp_path, about=about).write(tmp_path / "m.parquet")
+    read = Manifest.read(tmp_path / "m.parquet")
+    assert read.about == about
+    assert read.tasks == {"both": "multi-label", "kind": "multi-class", "alone": "binary"}
+    assert read.with_frame(read.frame[:1], split_rule="paper").about.split_rule == "paper"
 
 
-def test_audit_counts_an_image_that_a_rule_puts_into_two_splits(tmp_path: Path) -> None:
-    both = Manifest(frame(split=["train+test", "test", "test"], patient=["p", "q", "r"]), name="m", root=tmp_path)
-    assert both.audit(files=False).shared_patients == 1
+def test_a_label_set_without_its_column_is_refused(tmp_path: Path) -> None:
+    about = About(label_sets=(LabelSet("both", "multi-label", ("y", "z")),))
+    with pytest.raises(ManifestError, match="a label set names 'z', for which there is no column"):
+        Manifest(frame(**{"label.y": [1, 0, 0]}), name="m", root=tmp_path, about=about)
+
+
+def test_label_fractions_are_nested_and_named(tmp_path: Path) -> None:
+    manifest = Manifest(frame(fraction=["0.1", "", "1"]), name="m", root=tmp_path)
+    assert manifest.in_fraction(0.1).tolist() == [True, False, False]
+    assert manifest.in_fraction(1).tolist() == [True, False, True]
+    with pytest.raises(ManifestError, match=r"no label fraction 0\.5 in its column 'fraction', which has 0\.1, 1"):
+        manifest.in_fraction(0.5)
+
+
+def test_rows_are_grouped_by_what_is_known(tmp_path: Path) -> None:
+    manifest = Manifest(frame(patient=["p", "", ""], study=["s", "s", ""]), name="m", root=tmp_path)
+    assert manifest.groups().tolist() == ["patient:p", "study:s", "id:c"]

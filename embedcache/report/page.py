@@ -1,0 +1,57 @@
+"""Pages of HTML: one file each, without scripts, that loads nothing from anywhere.
+
+A manifest's texts are not to be trusted: everything that a template is given is escaped, and the page's content
+security policy runs nothing even so.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render(template: str, **values: object) -> str:
+    """A page as text.
+
+    Args:
+        template: a file's name in `report/templates`.
+        values: what it shows, by name; one that it asks for and is not given is an error.
+    """
+    return _environment().get_template(template).render(values)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Writes a page whole or not at all; its owner alone may read it, since it may show patients.
+
+    Raises:
+        OSError: it could not be written; what stood at the path stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(page.encode("utf-8", errors="replace"))  # half a surrogate pair is shown as '?'
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("embedcache.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from embedcache import Manifest
+from embedcache.data.labelmap import LabelMap
+from embedcache.errors import LabelMapError
+
+MAP = """
+from: nih
+to: chexpert
+labels:
+  Effusion: {to: Pleural Effusion, match: exact}
+  Infiltration: {to: Lung Opacity, match: broader}
+  Consolidation: {to: Lung Opacity, match: broader}
+  Mass: {to: Lung Lesion, match: exact}
+  Nodule: {to: Lung Lesion, match: broader}
+  Hernia: drop
+"""
+_ = np.nan
+
+
+def nih(root: Path) -> Manifest:
+    said = {
+        "Effusion": [1, 0, _, 0],
+        "Infiltration": [1, 0, 0, _],
+        "Consolidation": [0, 0, 1, _],
+        "Mass": [0, 0, 1, _],
+        "Nodule": [1, 0, 0, 1],
+        "Hernia": [0, 1, 0, 0],
+    }
+    labels = {f"label.{name}": values for name, values in said.items()}
+    return Manifest(pd.DataFrame({"id": list("abcd"), "image": list("abcd"), **labels}), name="nih", root=root)
+
+
+def test_labels_of_one_dataset_as_anothers(tmp_path: Path) -> None:
+    (tmp_path / "labelmap.yaml").write_text(MAP)
+    mapped = LabelMap.read(tmp_path / "labelmap.yaml").apply(nih(tmp_path))
+    assert mapped.labels == ["Pleural Effusion", "Lung Opacity", "Lung Lesion"]
+    assert mapped.tasks == {"chexpert": "multi-label"}
+    np.testing.assert_array_equal(mapped.label("Pleural Effusion"), [1, 0, _, 0])
+    # an absent infiltration does not say that there is no opacity at all
+    np.testing.assert_array_equal(mapped.label("Lung Opacity"), [1, _, 1, _])
+    np.testing.assert_array_equal(mapped.label("Lung Lesion"), [1, 0, 1, 1])
+    assert mapped.frame["id"].tolist() == list("abcd")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MAP.replace("  Hernia: drop\n", ""), "it does not name 'Hernia'"),
+        (MAP + "  Oedema: drop\n", "the manifest has no 'Oedema'"),
+        (MAP.replace("match: exact", "match: narrower", 1), r"label 'Effusion' is .*expected 'drop' or \{to"),
+        (MAP.replace("from: nih\n", ""), r"found \['labels', 'to'\], expected 'from' and 'to'"),
+        ("- a", r"found \['a'\], expected"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "labelmap.yaml").write_text(text)
+    with pytest.raises(LabelMapError, match=message):
+        LabelMap.read(tmp_path / "labelmap.yaml").apply(nih(tmp_path))
