@@ -110,7 +110,8 @@ def _command(layout: Layout) -> click.Command:
         click.Option(
             ["--split"],
             type=click.Choice(["patient", "paper"] if layout.published else ["patient"]),
-            help="patient: no patient on two sides. paper: the published rule, with its leaks.",
+            help="patient: no patient on two sides."
+            + (" paper: the published rule, with its leaks." if layout.published else ""),
         ),
         *(click.Option([name], type=click.Choice(layout.tasks), help="By default the first.") for name in tasks),
         click.Option(["--seed"], type=int, help="Of the patient split and the label fractions; by default 0."),

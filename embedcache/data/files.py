@@ -31,8 +31,7 @@ def in_threads(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
 def names_in(folder: str | Path) -> frozenset[str]:
     """Names of what a folder holds; none where there is no such folder."""
     try:
-        with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries)
+        return frozenset(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
 
@@ -67,7 +66,7 @@ def content_digests(paths: Sequence[Path | None]) -> list[str | None]:
     large dataset little is read.
 
     Args:
-        paths: None, and what cannot be read, counts as equal to nothing.
+        paths: None, an empty file, and what cannot be read count as equal to nothing.
     """
     sizes = in_threads(_size, paths)
     ends = _among_equals(sizes, paths, _ends)
@@ -92,7 +91,7 @@ def _among_equals(
 
 def _size(path: Path | None) -> int | None:
     try:
-        return path.stat().st_size if path is not None and path.is_file() else None
+        return (path.stat().st_size or None) if path is not None and path.is_file() else None
     except OSError:
         return None
 

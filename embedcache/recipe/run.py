@@ -25,6 +25,7 @@ from embedcache.stage_one.estimate import Estimate
 from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
 from embedcache.stage_two.adaptor import count_parameters
 from embedcache.stage_two.probe import probe
+from embedcache.stage_two.tensors import input_digests
 from embedcache.stage_two.train import train
 from embedcache.store.store import open_store
 
@@ -65,7 +66,8 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
     manifest = make_manifest(recipe)
     reports = _stage_one(recipe, manifest, say)
     _write_config(recipe, run_dir)
-    audit = manifest.audit(files=_image_digests(recipe))
+    first = open_store(recipe.cache / next(iter(recipe.encoders.image)))
+    audit = manifest.audit(files=input_digests(first))  # as stage one read them: no second reading
     say(f"splits    {audit}")
     if audit.warning:
         say(f"warning   {audit.warning}")
@@ -104,12 +106,6 @@ def plan_recipe(recipe: Recipe, *, part: tuple[int, int] | None = None) -> dict[
         name: plan_extraction(manifest, encoder, recipe.cache / name, part=part, **content, **hands)
         for name, encoder in _encoders(recipe, manifest)
     }
-
-
-def _image_digests(recipe: Recipe) -> dict[str, bytes]:
-    """The digest of each image file as stage one read it: the audit needs no second reading."""
-    store = open_store(recipe.cache / next(iter(recipe.encoders.image)))
-    return {i: digest.tobytes() for i, digest in zip(store.ids, store.input_digests, strict=True)}
 
 
 def make_manifest(recipe: Recipe) -> Manifest:

@@ -27,7 +27,7 @@ from embedcache.progress import Progress
 from embedcache.settings import STRICT, check
 from embedcache.stage_two.adaptor import Adaptor
 from embedcache.stage_two.heads import HEADS, HeadConfig, fit_predict
-from embedcache.stage_two.tensors import Join, join, opened, resident
+from embedcache.stage_two.tensors import Join, input_digests, join, opened, resident
 from embedcache.store.store import Store
 
 CONTROLS = ("no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label")
@@ -168,8 +168,8 @@ def probe(
                 for fraction in config.fractions:
                     rows += _scores(control, head, fraction, x, told, task, config)
                     progress.advance()
-    digests = dict(zip(image_store.ids, map(bytes, image_store.input_digests), strict=True))
-    return ProbeResult(pd.DataFrame(rows), label, joined.n_failed, leak_warning(manifest, digests))
+    warning = leak_warning(manifest, input_digests(image_store))
+    return ProbeResult(pd.DataFrame(rows), label, joined.n_failed, warning)
 
 
 def _adaptor_for(store: Store, run_dir: str | Path | None) -> Adaptor | None:

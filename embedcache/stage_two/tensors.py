@@ -93,6 +93,11 @@ def _check_reports(manifest: Manifest, store: Store) -> None:
         )
 
 
+def input_digests(store: Store) -> dict[str, bytes]:
+    """The digest of each id's input as stage one read it; ids of unknown inputs are left out."""
+    return {i: digest.tobytes() for i, digest in zip(store.ids, store.input_digests, strict=True) if digest.any()}
+
+
 def resident(store: Store, rows: np.ndarray, device: str) -> Tensor:
     """Rows of a store as one float32 tensor on the device, (len(rows), d); each value is touched once.
 

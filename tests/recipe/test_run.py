@@ -136,6 +136,43 @@ probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], head: {{ste
     assert alone["value"].item() > 0.9  # a bright square is easy to see
 
 
+def test_a_dataset_by_its_name_and_root(tmp_path: Path, checkpoints: Path, make_manifest) -> None:
+    made = make_manifest(40).frame
+    root = tmp_path / "squares"
+    mesh = made["label.opacity"].map({0: "normal", 1: "Opacity"})
+    reports = pd.DataFrame({"uid": range(40), "MeSH": mesh, "findings": made["report"], "impression": ""})
+    reports.assign(Problems="", image="", indication="", comparison="").to_csv(
+        root / "indiana_reports.csv", index=False
+    )
+    projections = pd.DataFrame({"uid": range(40), "filename": made["image"], "projection": "Frontal"})
+    projections.to_csv(root / "indiana_projections.csv", index=False)
+    path = tmp_path / "named.yaml"
+    path.write_text(
+        f"""\
+name: named
+cache: {tmp_path}/cache
+data: {{kind: dataset, name: open-i, root: {root}, test: 0.3}}
+encoders:
+  image: {{vit: {{source: "hf:{checkpoints}/vit", pooling: mean}}}}
+  text: {{bert: {{source: "hf:{checkpoints}/bert"}}}}
+train: {{epochs: 1, batch_size: 8, projection_dim: 24, ff_dim: 32}}
+labels: [normal]
+probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], subsets: manifest, head: {{steps: 100}}}}
+"""
+    )
+    lines: list[str] = []
+    result = run_recipe(read_recipe(path), run_dir=tmp_path / "run", say=lines.append)
+    scores = result.scores
+    alone = scores[(scores["control"] == "no-adaptor") & (scores["metric"] == "auroc")]
+    assert alone["value"].item() > 0.9
+    assert any(line.startswith("data      open-i: 40 images, 40 reports") for line in lines)
+    assert any("no patients are named" in line for line in lines)
+    with pytest.raises(RecipeError, match=r"data: value error, no dataset 'openi'; did you mean 'open-i'\?"):
+        read_recipe(path, ["data.name=openi"])
+    with pytest.raises(RecipeError, match=r"data: value error, open-i has no option 'uncertain'"):
+        read_recipe(path, ["data.options={uncertain: ones}"])
+
+
 def test_parts_of_stage_one_and_then_the_rest(recipe: Recipe, tmp_path: Path) -> None:
     small = recipe.model_copy(update={"extract": recipe.extract.model_copy(update={"shard_rows": 16})})
     assert {name: found.n_to_do for name, found in plan_recipe(small).items()} == {"vit": 80, "again": 80, "bert": 80}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,32 @@ def test_multi_class_labels_are_scored_per_class(world) -> None:
     assert len(table[(table["metric"] == "accuracy") & (table["control"] == "")]) == 1
 
 
+def test_leaks_of_the_manifest_are_warned_of(world) -> None:
+    config = ProbeConfig(n_seeds=1, n_draws=20, heads=("linear",), fractions=(1.0,), head=HeadConfig(steps=5))
+    assert embedcache.probe(world.manifest, world.image, label="y", config=config).warning == ""
+    frame = world.manifest.frame.copy()
+    frame.loc[frame["patient"] == "p4", "split"] = ["train", "test"]
+    leaky = embedcache.probe(world.manifest.with_frame(frame), world.image, label="y", config=config)
+    assert leaky.warning == "made: 1 of 79 test images share their patient with train: scores on test are too good"
+
+
+def test_label_subsets_of_the_manifest_are_the_same_for_every_seed(world) -> None:
+    frame = world.manifest.frame.copy()
+    train = np.flatnonzero(world.manifest.in_split("train"))
+    frame.loc[train[:24], "fraction"] = 0.1
+    fixed = replace(QUICK, subsets="manifest", fractions=(0.1,), heads=("linear",))
+    table = embedcache.probe(world.manifest.with_frame(frame), world.image, label="y", config=fixed).scores
+    assert set(table["n_train"]) == {24}
+    only = world.manifest.with_frame(frame.assign(split=frame["split"].mask(frame.index.isin(train[24:]), "")))
+    everything = replace(fixed, subsets="drawn", fractions=(1.0,))
+    same = embedcache.probe(only, world.image, label="y", config=everything).scores
+    assert set(same["n_train"]) == {24}
+    with pytest.raises(ManifestError, match=r"no label fraction 0\.01 in its column 'fraction', which has 0\.1"):
+        embedcache.probe(
+            world.manifest.with_frame(frame), world.image, label="y", config=replace(fixed, fractions=(0.01,))
+        )
+
+
 def test_an_adaptor_of_another_encoder_is_refused(world, run_dir: Path, tmp_path: Path) -> None:
     other = embedcache.save_store(tmp_path / "other", world.image.ids, world.values + 1)
     with pytest.raises(FingerprintMismatchError, match=r"trained on image encoder .*train one on this store"):
@@ -146,6 +173,7 @@ def test_splits_without_both_classes_are_refused(world) -> None:
         ({"fractions": (0.0,)}, "above 0 and at most 1"),
         ({"n_seeds": 0}, "n_seeds is 0, expected at least 1"),
         ({"heads": ()}, "at least one head"),
+        ({"subsets": "some"}, "subsets 'some', expected drawn or manifest"),
     ],
 )
 def test_wrong_settings(fields: dict, message: str) -> None:

@@ -314,7 +314,7 @@ def _splits(draft: Draft, frame: pd.DataFrame, asked: Asked, notes: list[str]) -
     split = np.asarray(draft.official if draft.official is not None else np.full(len(frame), ""), object).copy()
     has_test, has_valid = bool((split == "test").any()), bool((split == "valid").any())
     fixed = ["test"] * has_test + ["valid"] * has_valid
-    open_rows = ~np.isin(split, fixed)
+    open_rows = ~pd.Series(split).isin(fixed).to_numpy()
     split[open_rows] = patient_split(
         of_row[open_rows],
         strata[open_rows],
@@ -323,7 +323,7 @@ def _splits(draft: Draft, frame: pd.DataFrame, asked: Asked, notes: list[str]) -
         seed=asked.seed,
     )
     for name in fixed:
-        taken = np.isin(of_row, of_row[split == name]) & (split != name)
+        taken = pd.Series(of_row).isin(of_row[split == name]).to_numpy() & (split != name)
         if taken.any():
             split[taken] = ""
             notes.append(f"{int(taken.sum()):,} rows have no split, as their patients are in the official {name} list")

@@ -102,7 +102,7 @@ def _labels(said: pd.Series, path: Path) -> pd.DataFrame:
     distinct = said.drop_duplicates()
     flags = distinct.str.get_dummies("|").set_axis(distinct, axis="index")
     known = (*_FINDINGS, _NONE)
-    unknown = sorted(set(flags.columns) - set(known))
+    unknown = sorted(set(flags.columns) - {*known, ""})
     if unknown:
         raise ManifestError(
             f"{path}: column Finding Labels: {', '.join(map(repr, unknown))}, expected {', '.join(known)}, joined by |"

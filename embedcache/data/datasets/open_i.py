@@ -37,6 +37,7 @@ _NOT_CODED = ("", "No Indexing")
 _FOLDERS = ("ecgen-radiology", "NLMCXR_reports/ecgen-radiology")
 _ARCHIVE = "NLMCXR_reports.tgz"
 _KAGGLES = ".dcm.png"  # how its images' names end
+_SPREADSHEET = "#NAME?"  # what Kaggle's table has for texts such as '+PPD'
 
 
 def _read(root: Path, asked: Asked) -> Draft:
@@ -71,7 +72,7 @@ def _read(root: Path, asked: Asked) -> Draft:
 
 def _settled(reports: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Study, text, codes and label of each report."""
-    parts = {name: reports[name].str.split().str.join(" ") for name in _SECTIONS}
+    parts = {name: reports[name].replace(_SPREADSHEET, "").str.split().str.join(" ") for name in _SECTIONS}
     text = pd.Series("", reports.index, dtype=object)
     for name, part in parts.items():
         text = text + (f"{name.upper()}: " + part + "\n").where(part != "", "")
@@ -79,16 +80,17 @@ def _settled(reports: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     bare = (parts["findings"] == "") & (parts["impression"] == "")
     misread = text[bare].map(lambda report: any(findings_and_impression(report))).astype(bool)
     text[misread.index[misread]] = ""
-    notes.append(
-        f"{int(bare.sum()):,} reports have neither findings nor an impression; {int(misread.sum()):,} of them are left "
-        "blank, as what else they hold would be taken for findings"
-    )
-    coded = reports["mesh"].where(~reports["mesh"].isin(_NOT_CODED))
+    if bare.any():
+        notes.append(f"{int(bare.sum()):,} of {len(reports):,} reports have neither findings nor an impression")
+    if misread.any():
+        notes.append(f"{int(misread.sum()):,} of these are left blank, as what they hold would be taken for findings")
+    mesh = reports["mesh"].str.strip().str.replace(r"\s*;\s*", ";", regex=True)
+    coded = mesh.where(~mesh.isin(_NOT_CODED))
     return pd.DataFrame(
         {
             "study": reports["study"],
             "report": text.astype(object),
-            "mesh": reports["mesh"],
+            "mesh": mesh,
             "label.normal": (coded == "normal").astype("float64").where(coded.notna()),
         }
     )

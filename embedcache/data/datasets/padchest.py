@@ -114,7 +114,8 @@ def _read(root: Path, asked: Asked) -> Draft:
     age = numbers(date.str[:4].rename("StudyDate_DICOM"), path) - numbers(rows["birth"].rename("PatientBirth"), path)
     frame["age"] = age.where(age.between(0, 120))
     index = image_index(root)
-    frame["image"] = rows["id"].map(index).fillna(rows["folder"] + "/" + rows["id"]).astype(object)
+    found = rows["id"].map(index).astype(object)
+    frame["image"] = found.where(found.notna(), rows["folder"] + "/" + rows["id"])
     frame = pd.concat([frame, _labels(rows["terms"], path, notes)], axis=1)
     return Draft(
         frame,
