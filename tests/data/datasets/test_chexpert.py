@@ -140,7 +140,7 @@ def test_other_labellers(tmp_path: Path) -> None:
 def published(root: Path, n_valid: int) -> dict[str, pd.DataFrame]:
     """What the published code does, with pandas and NumPy as it calls them."""
     df = pd.read_csv(root / "train.csv")
-    filled = df.fillna(0)
+    filled = df.fillna(dict.fromkeys(CHEXPERT_LABELS, 0))
     filled = filled[filled["Frontal/Lateral"] == "Frontal"]
     aside = []
     for finding in FIVE:

@@ -14,6 +14,7 @@ import pytest
 from embedcache import Manifest
 from embedcache.data.audit import Shared
 from embedcache.data.datasets.load import load_dataset
+from embedcache.data.shortcuts import shortcuts
 from embedcache.data.splits import published_holdout, shuffled_halves
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
@@ -89,6 +90,18 @@ def test_rsna_one_percent(golden: dict, rsna: Path) -> None:
     assert (len(used), digest(used)) == (expected["n"], expected["sha256_sorted"])
     assert set(expected["first5"]) <= set(used)
     assert set(used) < set(manifest.frame["id"][manifest.in_fraction(0.1)]) < set(in_split(manifest, "train"))
+
+
+def test_rsna_by_view_alone(rsna: Path) -> None:
+    """The headers of RSNA's DICOM files come with torchxrayvision."""
+    import torchxrayvision
+
+    headers = Path(torchxrayvision.__file__).parent / "data" / "kaggle_stage_2_train_images_dicom_headers.csv.gz"
+    view = pd.read_csv(headers, dtype=str).set_index("PatientID")["ViewPosition"]
+    manifest = load_dataset("rsna", rsna)
+    frame = manifest.frame.assign(view=view.reindex(manifest.frame["id"]).to_numpy(), split="train+test")
+    (found,) = shortcuts(manifest.with_frame(frame))
+    assert (found.column, round(found.value, 3)) == ("view", 0.706)
 
 
 def test_covidx(golden: dict, covidx: Path) -> None:
