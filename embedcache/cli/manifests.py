@@ -243,10 +243,12 @@ def _balance_table(balance: Sequence[Balance]) -> list[list[str]]:
     for label in dict.fromkeys(b.label for b in balance):
         cells = []
         for b in (b for b in balance if b.label == label):
-            n = max(b.n_known, 1)
-            binary = len(b.n_of_class) == 2
-            counts = f"{b.n_of_class[1]:,} of {b.n_known:,}" if binary else " / ".join(f"{c:,}" for c in b.n_of_class)
-            cells.append(f"{counts} ({b.n_of_class[1] / n:.1%})" if binary else counts)
+            if len(b.n_of_class) == 2:
+                share = f" ({b.n_of_class[1] / b.n_known:.1%})" if b.n_known else ""
+                cells.append(f"{b.n_of_class[1]:,} of {b.n_known:,}{share}")
+            else:
+                names = b.classes if len(b.classes) == len(b.n_of_class) else [""] * len(b.n_of_class)
+                cells.append(", ".join(f"{name} {n:,}".strip() for name, n in zip(names, b.n_of_class, strict=True)))
         rows.append([label, *cells])
     return rows
 

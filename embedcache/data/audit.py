@@ -50,12 +50,13 @@ class Shared:
 
 @dataclass(frozen=True)
 class Balance:
-    """One label in one split: rows that have it, and rows of each class."""
+    """One label in one split: rows that have it, and rows of each class, whose names may be known."""
 
     label: str
     split: str
     n_known: int
     n_of_class: tuple[int, ...]
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -274,10 +275,10 @@ def _distinct(values: pd.Series) -> int:
 
 
 def _balance(manifest: Manifest, members: Mapping[str, np.ndarray]) -> Iterable[Balance]:
-    for label in manifest.labels:
+    for label, classes in ((label, found.classes) for found in manifest.label_sets for label in found.labels):
         values = manifest.label(label)
         known = ~np.isnan(values)
         n_classes = max(int(values[known].max(initial=1)) + 1, 2)
         for split, rows in members.items():
             here = values[rows & known].astype(np.int64)
-            yield Balance(label, split, len(here), tuple(np.bincount(here, minlength=n_classes).tolist()))
+            yield Balance(label, split, len(here), tuple(np.bincount(here, minlength=n_classes).tolist()), classes)

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from embedcache import Manifest
+from embedcache import Manifest, load_dataset
 from embedcache.data.labelmap import LabelMap
+from embedcache.data.labels import CHEXPERT_LABELS
 from embedcache.errors import LabelMapError
 
 MAP = """
@@ -47,6 +48,21 @@ def test_labels_of_one_dataset_as_anothers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mapped.label("Lung Opacity"), [1, _, 1, _])
     np.testing.assert_array_equal(mapped.label("Lung Lesion"), [1, 0, 1, 1])
     assert mapped.frame["id"].tolist() == list("abcd")
+
+
+def test_the_map_in_the_docs_fits_nih(tmp_path: Path) -> None:
+    path = Path(__file__).resolve().parents[2] / "docs" / "labelmaps" / "nih-to-chexpert.yaml"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/00000001_000.png").touch()
+    (tmp_path / "Data_Entry_2017_v2020.csv").write_text(
+        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n"
+        "00000001_000.png,Mass|Effusion,0,1,57,M,PA\n"
+    )
+    mapped = LabelMap.read(path).apply(load_dataset("nih", tmp_path))
+    assert set(mapped.labels) < set(CHEXPERT_LABELS)
+    row = mapped.frame.iloc[0]
+    assert row[["label.Lung Lesion", "label.Pleural Effusion", "label.Edema"]].tolist() == [1, 1, 0]
+    assert np.isnan(row["label.Lung Opacity"])
 
 
 @pytest.mark.parametrize(
