@@ -33,6 +33,10 @@ class DatasetError(UserError, ValueError):
     """A folder that is not a dataset as it is published, or a split or task that a dataset does not have."""
 
 
+class OutputError(UserError, OSError):
+    """A file that cannot be written where it was asked for."""
+
+
 class LabelMapError(UserError, ValueError):
     """A label map that cannot be read, or does not fit a manifest."""
 

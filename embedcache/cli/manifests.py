@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedcache.cli.base import PATH, in_columns, json_option, main
+from embedcache.errors import SettingsError
+from embedcache.output import write_text
 
 if TYPE_CHECKING:
     from embedcache.data.audit import AuditReport, Balance, Shared
-    from embedcache.data.datasets.layout import Layout
+    from embedcache.data.datasets.layout import Layout, Option
+    from embedcache.data.manifest import Manifest
 
 _LEAK_EXIT_CODE = 3
 _SHOWN_SHORTCUTS = 5
@@ -41,7 +44,7 @@ class _Manifests(click.Group):
         from embedcache.data.datasets.load import layout_named
 
         if args and super().get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            layout_named(args[0])  # an unknown name is told with those that come close
+            layout_named(args[0], others=super().list_commands(ctx))  # a wrong name is told with those that come close
         return super().resolve_command(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -81,10 +84,12 @@ def _command(layout: Layout) -> click.Command:
 
     def make(root: Path, out: Path, strict: bool, as_json: bool, **options: Any) -> None:
         from embedcache.data.datasets.load import build_dataset
+        from embedcache.data.manifest import check_suffix
 
+        check_suffix(out)
         if "columns" in options:
             options["columns"] = dict(options["columns"])
-        given = {name: value for name, value in options.items() if value not in (None, False, {})}
+        given = {name: value for name, value in options.items() if value is not None and value is not False}
         built = build_dataset(layout.name, root, **given)
         built.manifest.write(out)
         _write_lists(out, built.absent, built.extra)
@@ -101,7 +106,7 @@ def _command(layout: Layout) -> click.Command:
             )
         for note in built.manifest.about.notes:
             click.echo(f"note: {note}", err=True)
-        _end([report], [], strict)
+        _end([report], [], [], strict)
 
     tasks = ["--task"] if layout.tasks else []
     parameters: list[click.Parameter] = [
@@ -114,7 +119,7 @@ def _command(layout: Layout) -> click.Command:
             + (" paper: the published rule, with its leaks." if layout.published else ""),
         ),
         *(click.Option([name], type=click.Choice(layout.tasks), help="By default the first.") for name in tasks),
-        click.Option(["--seed"], type=int, help="Of the patient split and the label fractions; by default 0."),
+        click.Option(["--seed"], type=click.IntRange(min=0), help="Of the patient split; by default 0."),
         click.Option(["--valid"], type=click.FloatRange(0, 1, max_open=True), help="Its share; by default 0.1."),
         click.Option(
             ["--test"],
@@ -135,7 +140,7 @@ def _command(layout: Layout) -> click.Command:
     )
 
 
-def _option(option: Any) -> click.Option:
+def _option(option: Option) -> click.Option:
     name = f"--{option.name}"
     if option.kind == "flag":
         return click.Option([name], is_flag=True, help=option.help)
@@ -144,7 +149,7 @@ def _option(option: Any) -> click.Option:
     if option.kind == "pairs":
         return click.Option([name.removesuffix("s"), option.name], type=_Pairs(), multiple=True, help=option.help)
     if option.choices:
-        return click.Option([name], type=click.Choice(option.choices), help=f"{option.help} By default the first.")
+        return click.Option([name], type=click.Choice(option.choices), help=option.help)
     return click.Option([name], help=option.help)
 
 
@@ -152,13 +157,14 @@ def _write_lists(out: Path, absent: Sequence[str], extra: Sequence[str]) -> None
     """The files that stayed out, beside the manifest; lists of an earlier run go."""
     for name, paths in (("absent", absent), ("extra", extra)):
         path = out.with_suffix(f".{name}.txt")
-        path.unlink(missing_ok=True)
-        if paths:
-            path.write_text("".join(f"{p}\n" for p in paths), "utf-8")
+        if not paths:
+            path.unlink(missing_ok=True)
+        else:
+            write_text(path, "".join(f"{p}\n" for p in paths))
             click.echo(f"{name} images are listed in {path}", err=True)
 
 
-def _audited(read: Any) -> AuditReport:
+def _audited(read: Manifest) -> AuditReport:
     from embedcache.data.audit import audit
 
     return audit(read, files=False, look=False)
@@ -176,22 +182,39 @@ def audit_command(manifests: tuple[Path, ...], files: bool, strict: bool, as_jso
     embedcache manifest audit rsna.parquet
     embedcache manifest audit rsna.parquet nih.parquet covidx.parquet --strict
     """
-    from embedcache.data.audit import audit, overlaps
-    from embedcache.data.manifest import Manifest
+    from embedcache.data.audit import audit, files_of, overlaps, unknown_overlaps
 
-    read = [Manifest.read(path) for path in manifests]
-    reports = [audit(one, files=files) for one in read]
-    between = overlaps(read, files=files) if len(read) > 1 else []
+    read = _read_named(manifests)
+    digests = files_of(read) if files else None
+    reports = [audit(one, files=digests[k] if digests is not None else False) for k, one in enumerate(read)]
+    between, unknown = overlaps(read, digests), unknown_overlaps(read)
     if as_json:
         from dataclasses import asdict
 
-        click.echo(json.dumps({"audits": [r.to_json() for r in reports], "between": [asdict(s) for s in between]}))
+        told = {"audits": [r.to_json() for r in reports], "between": [asdict(s) for s in between], "unknown": unknown}
+        click.echo(json.dumps(told))
     else:
         for report in reports:
             click.echo("\n".join(_lines(report)) + "\n")
         if len(read) > 1:
-            click.echo("\n".join(_lines_between(between)))
-    _end(reports, between, strict)
+            click.echo("\n".join(_lines_between(between, unknown)))
+    _end(reports, between, unknown, strict)
+
+
+def _read_named(paths: Sequence[Path]) -> list[Manifest]:
+    """Manifests, those of one name called by their files'."""
+    from embedcache.data.manifest import Manifest
+
+    resolved = [path.resolve() for path in paths]
+    twice = [str(path) for path, real in zip(paths, resolved, strict=True) if resolved.count(real) > 1]
+    if twice:
+        raise SettingsError(f"{twice[0]} was named twice; name each manifest once")
+    read = [Manifest.read(path) for path in paths]
+    names = [one.name for one in read]
+    for one, path in zip(read, paths, strict=True):
+        if names.count(one.name) > 1:
+            one.name = path.stem
+    return read
 
 
 def _lines(report: AuditReport) -> list[str]:
@@ -218,7 +241,10 @@ def _lines(report: AuditReport) -> list[str]:
             f"{found.right} images"
         )
     if not report.leaks:
-        compared = "images, patients, studies" + (", files" if report.files_read else "; files were not compared")
+        n_rows = sum(report.n_rows.values())
+        compared = "images, patients, studies" + (
+            "; files were not compared" if report.n_compared is None else f", {report.n_compared:,} of {n_rows:,} files"
+        )
         lines.append(
             f"  nothing is shared between splits: {compared}" if report.patients_known else f"  none shared: {compared}"
         )
@@ -253,21 +279,22 @@ def _balance_table(balance: Sequence[Balance]) -> list[list[str]]:
     return rows
 
 
-def _lines_between(between: Sequence[Shared]) -> list[str]:
+def _lines_between(between: Sequence[Shared], unknown: Sequence[str]) -> list[str]:
+    told = [f"  unknown: {line}" for line in unknown]
     if not between:
-        return ["between datasets: nothing shared was found (files, long file names, patients of one register)"]
+        return ["between datasets: nothing shared was found (files, long file names, patients of one register)", *told]
     table = [["shared", "", "", "how many", "images", "images"]]
     table += [[s.kind, s.left, s.right, f"{s.n:,}", f"{s.n_left:,}", f"{s.n_right:,}"] for s in between]
-    return ["between datasets", *(f"  {line}" for line in in_columns(table))]
+    return ["between datasets", *(f"  {line}" for line in in_columns(table)), *told]
 
 
-def _end(reports: Sequence[AuditReport], between: Sequence[Shared], strict: bool) -> None:
+def _end(reports: Sequence[AuditReport], between: Sequence[Shared], untold: Sequence[str], strict: bool) -> None:
     """Warns of leaks; under --strict they end the command."""
     for report in reports:
         if report.warning:
             click.echo(f"warning: {report.warning}", err=True)
     unknown = [report.name for report in reports if not report.patients_known]
-    if strict and (unknown or between or any(report.leaks for report in reports)):
+    if strict and (unknown or between or untold or any(report.leaks for report in reports)):
         if unknown:
             click.echo(
                 f"patients unknown in {', '.join(unknown)}: no split of it is known to be free of leaks", err=True
@@ -288,8 +315,9 @@ def map_command(manifest_path: Path, labelmap: Path, out: Path) -> None:
     embedcache manifest map nih.parquet nih-to-chexpert.yaml -o nih-as-chexpert.parquet
     """
     from embedcache.data.labelmap import LabelMap
-    from embedcache.data.manifest import Manifest
+    from embedcache.data.manifest import Manifest, check_suffix
 
+    check_suffix(out)
     mapped = LabelMap.read(labelmap).apply(Manifest.read(manifest_path))
     mapped.write(out)
     click.echo(f"{out}: {len(mapped):,} images, labels {', '.join(mapped.labels)}")

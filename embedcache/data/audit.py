@@ -5,7 +5,7 @@ Shape notation: n rows of a manifest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from embedcache.data.files import content_digests, present
+from embedcache.data.files import content_digests, in_threads, present
 from embedcache.data.manifest import SPLITS, Manifest
-from embedcache.data.shortcuts import Shortcut, shortcuts
+from embedcache.data.shortcuts import MOST_CLASSES, Shortcut, shortcuts
 from embedcache.errors import InputError
 
 _PAIRS = (("train", "valid"), ("train", "test"), ("valid", "test"))
@@ -29,7 +29,7 @@ class Shared:
     """Something that stands on two sides.
 
     Args:
-        kind: `image` (the row itself), `patient`, `study`, `file` (equal bytes), `report` (equal texts) or `name`.
+        kind: `image` (one path), `patient`, `study`, `file` (equal bytes), `report` (equal texts), `name` (of a file).
         left, right: the sides: splits, as `train`, or splits of datasets, as `nih:train`.
         n: how many of that kind stand on both.
         n_left, n_right: rows of either side that they concern.
@@ -73,7 +73,7 @@ class AuditReport:
         balance: labels in each split.
         missing: ids whose image is not there; None where nobody looked.
         shortcuts: what view, sex, age, site and source alone tell of the labels, the strongest first.
-        files_read: whether files were compared.
+        n_compared: images whose files were compared; None where files were not.
     """
 
     name: str
@@ -87,7 +87,7 @@ class AuditReport:
     balance: tuple[Balance, ...]
     missing: tuple[str, ...] | None
     shortcuts: tuple[Shortcut, ...]
-    files_read: bool
+    n_compared: int | None
 
     @property
     def patients_known(self) -> bool:
@@ -115,11 +115,11 @@ class AuditReport:
     def __str__(self) -> str:
         rows = ", ".join(f"{split} {n}" for split, n in self.n_rows.items())
         patients = f"{self.n_shared['patient']} patients" if self.patients_known else "patients unknown"
-        files = f"{self.n_shared['file']} identical files" if self.files_read else "files not read"
+        files = f"{self.n_shared['file']} identical files" if self.n_compared is not None else "files not read"
         return f"{rows}; in more than one split: {patients}, {self.n_shared['report']} report texts, {files}"
 
 
-def audit(manifest: Manifest, *, files: bool | Mapping[str, bytes], look: bool = True) -> AuditReport:
+def audit(manifest: Manifest, *, files: bool | Mapping[str, str | bytes], look: bool = True) -> AuditReport:
     """Counts what stands in more than one split; see `Manifest.audit`.
 
     Args:
@@ -129,7 +129,7 @@ def audit(manifest: Manifest, *, files: bool | Mapping[str, bytes], look: bool =
     members = {split: manifest.in_split(split) for split in SPLITS}
     shared: list[Shared] = []
     n_shared = {}
-    keys = _leak_keys(manifest, files)
+    keys = _leak_keys(manifest, files_of([manifest])[0] if files is True else files or None)
     keys["report"] = frame["report"].map(lambda text: " ".join(text.split()))
     for kind, values in keys.items():
         in_pairs, n_shared[kind] = _within(kind, values, members)
@@ -146,7 +146,7 @@ def audit(manifest: Manifest, *, files: bool | Mapping[str, bytes], look: bool =
         balance=tuple(_balance(manifest, members)),
         missing=_missing(manifest) if look else None,
         shortcuts=tuple(shortcuts(manifest)),
-        files_read=files is not False,
+        n_compared=None if files is False else int(keys["file"].notna().sum()),
     )
 
 
@@ -162,25 +162,54 @@ def leak_warning(manifest: Manifest, files: Mapping[str, bytes]) -> str:
     return _warning(manifest.name, shared, {split: int(rows.sum()) for split, rows in members.items()})
 
 
-def overlaps(manifests: Sequence[Manifest], *, files: bool = True) -> list[Shared]:
+def overlaps(manifests: Sequence[Manifest], files: Sequence[Mapping[str, str]] | None = None) -> list[Shared]:
     """What stands in two datasets, split by split.
 
     Patients are compared between datasets that name people of one register; images by the names of their files and, in
     a column `origin`, of those they were made from, if long enough to be nobody else's; files by their bytes.
+
+    Args:
+        files: digests of each manifest's files, as `files_of` gives them; None compares no files.
     """
-    digests = _digests_of(manifests) if files else [None] * len(manifests)
     found: list[Shared] = []
-    for (a, a_digests), (b, b_digests) in combinations(list(zip(manifests, digests, strict=True)), 2):
-        one_register = (a.about.patients_from or a.name) == (b.about.patients_from or b.name)
-        kinds: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
-            "patient": (a.frame["patient"], b.frame["patient"]) if one_register else ((), ()),
-            "name": (_names(a), _names(b)),
-        }
-        if a_digests is not None and b_digests is not None:
-            kinds["file"] = a_digests, b_digests
+    sides = [_sides(manifest) for manifest in manifests]
+    for k, j in combinations(range(len(manifests)), 2):
+        a, b = manifests[k], manifests[j]
+        kinds = {"name": (_names(a), _names(b))}
+        if a.about.patients_from and a.about.patients_from == b.about.patients_from:
+            kinds["patient"] = (a.frame["patient"], b.frame["patient"])
+        if files is not None:
+            kinds["file"] = (a.frame["id"].map(files[k]), b.frame["id"].map(files[j]))
         for kind, (left, right) in kinds.items():
-            found += _between(kind, a, pd.Series(left, dtype=object), b, pd.Series(right, dtype=object))
+            found += _between(kind, a.name, sides[k], left, b.name, sides[j], right)
     return found
+
+
+def unknown_overlaps(manifests: Sequence[Manifest]) -> list[str]:
+    """A line for each two datasets that draw on one register's patients and do not both say whose images they are."""
+    return [
+        f"{a.name} and {b.name} both draw on the patients of {a.about.draws_on}, and which they share cannot be told: "
+        f"{' and '.join(m.name for m in (a, b) if m.about.patients_from != a.about.draws_on)} names none of them"
+        for a, b in combinations(manifests, 2)
+        if a.about.draws_on and a.about.draws_on == b.about.draws_on
+        if not a.about.patients_from == b.about.patients_from == a.about.draws_on
+    ]
+
+
+def files_of(manifests: Sequence[Manifest]) -> list[dict[str, str]]:
+    """A digest of each image file by id, of those to which another of the manifests' files can be equal.
+
+    Files that cannot be read get none of another; a file that no other can equal has a digest of its own.
+    """
+    paths = [path for manifest in manifests for path in _paths(manifest)]
+    digests = content_digests(paths)
+    alone = [None if path is None else f"alone {k}" for k, path in enumerate(paths)]
+    own = [digest or other for digest, other in zip(digests, alone, strict=True)]
+    ends = np.cumsum([0, *map(len, manifests)])
+    return [
+        {i: digest for i, digest in zip(manifest.frame["id"], own[a:b], strict=True) if digest is not None}
+        for manifest, (a, b) in zip(manifests, pairwise(ends), strict=True)
+    ]
 
 
 def _warning(name: str, shared: Sequence[Shared], n_rows: Mapping[str, int]) -> str:
@@ -194,14 +223,12 @@ def _warning(name: str, shared: Sequence[Shared], n_rows: Mapping[str, int]) -> 
     )
 
 
-def _leak_keys(manifest: Manifest, files: bool | Mapping[str, bytes]) -> dict[str, pd.Series]:
+def _leak_keys(manifest: Manifest, files: Mapping[str, Any] | None) -> dict[str, pd.Series]:
     """What must not be the same on two sides, for each row; blank where unknown."""
     frame = manifest.frame
-    keys = {"image": frame["id"], "patient": frame["patient"], "study": frame["study"]}
-    if isinstance(files, Mapping):
+    keys = {"image": frame["image"], "patient": frame["patient"], "study": frame["study"]}
+    if files is not None:
         keys["file"] = frame["id"].map(files)
-    elif files:
-        keys["file"] = pd.Series(content_digests(_paths(manifest)), dtype=object)
     return keys
 
 
@@ -218,51 +245,59 @@ def _within(kind: str, keys: pd.Series, members: Mapping[str, np.ndarray]) -> tu
     return found, int((n_sides > 1).sum())
 
 
-def _between(kind: str, a: Manifest, left: pd.Series, b: Manifest, right: pd.Series) -> list[Shared]:
+def _sides(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Which rows are in each split, and in none."""
+    members = {split: manifest.in_split(split) for split in SPLITS}
+    return {**members, "no split": (manifest.frame["split"] == "").to_numpy()}
+
+
+def _between(
+    kind: str,
+    a: str,
+    a_sides: Mapping[str, np.ndarray],
+    left: pd.Series,
+    b: str,
+    b_sides: Mapping[str, np.ndarray],
+    right: pd.Series,
+) -> Iterator[Shared]:
     left, right = left[left.notna() & (left != "")], right[right.notna() & (right != "")]
     common = left[left.isin(right)].unique()
     left, right = left[left.isin(common)], right[right.isin(common)]
-    found = []
-    for a_split in (*SPLITS, ""):
-        for b_split in (*SPLITS, ""):
-            mine, theirs = left[_side(a, a_split, left)], right[_side(b, b_split, right)]
+    for a_split, a_rows in a_sides.items():
+        mine = left[a_rows[left.index]]
+        for b_split, b_rows in b_sides.items():
+            theirs = right[b_rows[right.index]]
             both = set(mine) & set(theirs)
             if both:
-                left_name, right_name = f"{a.name}:{a_split or 'no split'}", f"{b.name}:{b_split or 'no split'}"
                 n_mine, n_theirs = mine[mine.isin(both)].index.nunique(), theirs[theirs.isin(both)].index.nunique()
-                found.append(Shared(kind, left_name, right_name, len(both), n_mine, n_theirs))
-    return found
-
-
-def _side(manifest: Manifest, split: str, values: pd.Series) -> np.ndarray:
-    rows = manifest.in_split(split) if split else (manifest.frame["split"] == "").to_numpy()
-    return rows[values.index]
+                yield Shared(kind, f"{a}:{a_split}", f"{b}:{b_split}", len(both), n_mine, n_theirs)
 
 
 def _names(manifest: Manifest) -> pd.Series:
-    """Stems of the image files, and of those they were made from; a row with both has two entries."""
-    names = [manifest.frame["image"]]
+    """Stems of the image files, and of those they were made from; a row with both has two entries.
+
+    Stems that are short, or that the dataset itself has more than once, are blank: they name no image.
+    """
+    stems = [_stem(manifest.frame["image"])]
     if "origin" in manifest.frame:
-        names.append(manifest.frame["origin"].fillna(""))
-    stems = pd.concat(names).astype(object).str.rpartition("/")[2].str.replace(r"\.[A-Za-z]+$", "", regex=True)
-    return stems[stems.str.len() >= _LONG_NAME]
+        stems.append(_stem(manifest.frame["origin"].fillna("")))
+    return pd.concat([stem.mask(stem.duplicated(keep=False) | (stem.str.len() < _LONG_NAME), "") for stem in stems])
 
 
-def _digests_of(manifests: Sequence[Manifest]) -> list[pd.Series]:
-    paths = [_paths(manifest) for manifest in manifests]
-    digests = content_digests([path for of_one in paths for path in of_one])
-    ends = np.cumsum([0, *map(len, paths)])
-    return [pd.Series(digests[a:b], dtype=object) for a, b in pairwise(ends)]
+def _stem(paths: pd.Series) -> pd.Series:
+    return paths.astype(object).str.rpartition("/")[2].str.replace(r"\.[A-Za-z]+$", "", regex=True)
 
 
 def _paths(manifest: Manifest) -> list[Path | None]:
+    """Each image's file; None where it is missing or out of the root."""
+
     def path(image: str) -> Path | None:
         try:
             return manifest.path(image)
         except InputError:
             return None
 
-    return [path(image) for image in manifest.frame["image"]]
+    return in_threads(path, manifest.frame["image"].tolist())
 
 
 def _missing(manifest: Manifest) -> tuple[str, ...]:
@@ -279,6 +314,8 @@ def _balance(manifest: Manifest, members: Mapping[str, np.ndarray]) -> Iterable[
         values = manifest.label(label)
         known = ~np.isnan(values)
         n_classes = max(int(values[known].max(initial=1)) + 1, 2)
+        if n_classes > MOST_CLASSES:
+            continue
         for split, rows in members.items():
             here = values[rows & known].astype(np.int64)
             yield Balance(label, split, len(here), tuple(np.bincount(here, minlength=n_classes).tolist()), classes)

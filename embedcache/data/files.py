@@ -12,8 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from embedcache.errors import DatasetError
 from embedcache.fingerprint import digest_file
 
+IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _THREADS = 16  # a remote disk answers slowly, and many at once
@@ -29,18 +31,24 @@ def in_threads(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
 
 
 def names_in(folder: str | Path) -> frozenset[str]:
-    """Names of what a folder holds; none where there is no such folder."""
+    """Names of what a folder holds; none where there is no such folder.
+
+    Raises:
+        DatasetError: it cannot be listed.
+    """
     try:
         return frozenset(os.listdir(folder))  # noqa: PTH208  # a Path for each name is slow
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be listed ({error.strerror})") from error
 
 
 def present(root: Path, paths: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Which of the paths below a root are there, by one listing of each folder; no file is opened.
 
     Returns:
-        (n,) bool, and what else lies in those folders with the suffix of one of the paths, in order.
+        (n,) bool, and the other images that lie in those folders, in order.
     """
     split = [path.rpartition("/") for path in paths]
     folders = sorted({folder for folder, _, _ in split})
@@ -49,12 +57,11 @@ def present(root: Path, paths: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     listed: dict[str, set[str]] = defaultdict(set)
     for folder, _, name in split:
         listed[folder].add(name)
-    suffixes = tuple({os.path.splitext(name)[1] for _, _, name in split})  # noqa: PTH122  # a Path each is slow
     extra = [
         f"{folder}/{name}" if folder else name
         for folder in folders
         for name in sorted(found[folder] - listed[folder])
-        if name.endswith(suffixes)
+        if name.lower().endswith(IMAGE_SUFFIXES)
     ]
     return there, extra
 

@@ -13,6 +13,7 @@ import yaml
 from embedcache.data.labels import LABEL_PREFIX, LabelSet
 from embedcache.data.manifest import Manifest
 from embedcache.errors import LabelMapError
+from embedcache.strict_yaml import StrictLoader
 
 Match = Literal["exact", "broader", "drop"]
 
@@ -50,14 +51,14 @@ class LabelMap:
         """
         path = Path(path)
         try:
-            said = yaml.safe_load(path.read_text("utf-8"))
+            said = StrictLoader(path.read_text("utf-8")).get_single_data()
         except OSError as error:
             raise LabelMapError(f"{path}: cannot be read ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise LabelMapError(f"{path}: not YAML in UTF-8 ({error})") from error
         form = "expected 'from' and 'to' (names of datasets) and 'labels'"
         if not isinstance(said, dict) or set(said) != {"from", "to", "labels"} or not isinstance(said["labels"], dict):
-            raise LabelMapError(f"{path}: found {sorted(said) if isinstance(said, dict) else said!r}, {form}")
+            raise LabelMapError(f"{path}: found {list(said) if isinstance(said, dict) else said!r}, {form}")
         labels = {str(name): _entry(path, str(name), entry) for name, entry in said["labels"].items()}
         return cls(str(said["from"]), str(said["to"]), labels)
 
@@ -67,7 +68,7 @@ class LabelMap:
         A target is present where any of its sources is; absent where all of its exact sources are, and it has one.
 
         Raises:
-            LabelMapError: a label of the manifest that the map does not name, or the other way about.
+            LabelMapError: a label of the manifest that the map does not name, or the other way about; one with classes.
         """
         unnamed = sorted(set(manifest.labels) - set(self.labels))
         unknown = sorted(set(self.labels) - set(manifest.labels))
@@ -81,6 +82,14 @@ class LabelMap:
                 )
                 + ". Name every label, with 'drop' for those to leave out"
             )
+        classes = [
+            s.name for s in manifest.label_sets if s.task == "multi-class" and self.labels[s.labels[0]][1] != "drop"
+        ]
+        if classes:
+            raise LabelMapError(
+                f"{manifest.name}: {', '.join(classes)} has classes, and a map is of labels present or absent; "
+                "drop it, or give each class a label of its own"
+            )
         kept = manifest.frame.drop(columns=[LABEL_PREFIX + name for name in manifest.labels])
         targets = list(dict.fromkeys(target for target, match in self.labels.values() if match != "drop"))
         for target in targets:
@@ -93,7 +102,9 @@ def _entry(path: Path, name: str, entry: object) -> tuple[str, Match]:
     if entry == "drop":
         return "", "drop"
     if isinstance(entry, dict) and set(entry) == {"to", "match"} and entry["match"] in ("exact", "broader"):
-        return str(entry["to"]), entry["match"]
+        target = entry["to"]
+        if isinstance(target, str) and target:
+            return target, entry["match"]
     raise LabelMapError(
         f"{path}: label {name!r} is {entry!r}, expected 'drop' or {{to: <label>, match: exact}} or match: broader"
     )

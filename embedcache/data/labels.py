@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from embedcache.errors import SettingsError
+from embedcache.errors import ManifestError, SettingsError
 
 LABEL_PREFIX = "label."
 Task = Literal["binary", "multi-label", "multi-class"]
@@ -73,10 +73,15 @@ def resolve_uncertain(table: pd.DataFrame, findings: Sequence[str], policy: str)
 
     Raises:
         SettingsError: no such policy.
+        ManifestError: another value.
     """
     if policy not in get_args(Uncertain):
         raise SettingsError(f"uncertain labels {policy!r}, expected one of {', '.join(get_args(Uncertain))}")
     columns = {finding: LABEL_PREFIX + finding for finding in findings}
+    for finding, column in columns.items():
+        odd = ~table[column].isin([1, 0, -1]) & table[column].notna()
+        if odd.any():
+            raise ManifestError(f"label {finding!r} is {table[column][odd].iloc[0]:g}, expected 1, 0, -1 or blank")
     unlabelled = table[list(columns.values())].isna().all(axis=1) & (policy != "paper")
     resolved = {}
     for finding, column in columns.items():

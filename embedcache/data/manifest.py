@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 
 from embedcache.data.labels import LABEL_PREFIX, LabelSet
+from embedcache.data.splits import FRACTIONS
 from embedcache.data.tables import read_csv
 from embedcache.errors import InputError, ManifestError, some_ids
 from embedcache.ids import unusable_ids
+from embedcache.output import write_whole
 
 if TYPE_CHECKING:
     from embedcache.data.audit import AuditReport
@@ -48,12 +50,14 @@ class About:
             `paper` (the published rule, leaks and all), or blank.
         patients_from: the register that `patient` names people of, such as `nih`: patients of two datasets are the same
             people only if they come from one register.
+        draws_on: a register whose people are among this dataset's, even where it does not say which.
         notes: what was found while the manifest was made: absent files, rows left out.
     """
 
     label_sets: tuple[LabelSet, ...] = ()
     split_rule: Literal["", "patient", "exam", "paper"] = ""
     patients_from: str = ""
+    draws_on: str = ""
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -63,6 +67,7 @@ class About:
             tuple(map(LabelSet.from_json, said.get("label_sets", ()))),
             said.get("split_rule", ""),
             said.get("patients_from", ""),
+            said.get("draws_on", ""),
             tuple(said.get("notes", ())),
         )
 
@@ -143,27 +148,30 @@ class Manifest:
         return cls(frame, name=name or said.get("name", path.stem), root=root or base, about=about)
 
     def write(self, path: str | Path) -> None:
-        """Writes Parquet, whole or not at all; the root is kept relative to the file."""
+        """Writes Parquet, whole or not at all; the root is kept relative to the file.
+
+        Raises:
+            ManifestError: another suffix than `.parquet`.
+            OutputError: it cannot be written there.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = Path(path)
+        check_suffix(path)
         said = {
             "name": self.name,
-            "root": os.path.relpath(self.root, path.parent),
+            "root": os.path.relpath(self.root.resolve(), path.parent.resolve()),
             "task": self.tasks,
             "about": asdict(self.about),
         }
         table = pa.Table.from_pandas(self.frame, preserve_index=False)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PARQUET_KEY: json.dumps(said)})
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary)
-        temporary.replace(path)
+        write_whole(path, lambda temporary: pq.write_table(table, temporary))
 
     @property
     def labels(self) -> list[str]:
-        """Names of the label sets, without their prefix."""
+        """Names of the labels, without their prefix."""
         return [c.removeprefix(LABEL_PREFIX) for c in self.frame.columns if c.startswith(LABEL_PREFIX)]
 
     @property
@@ -182,10 +190,10 @@ class Manifest:
         return {found.name: found.task for found in self.label_sets}
 
     def label(self, name: str) -> np.ndarray:
-        """Values of one label set, (n,) float64, NaN where blank.
+        """Values of one label, (n,) float64, NaN where blank.
 
         Raises:
-            ManifestError: no such label set; names those there are.
+            ManifestError: no such label; names those there are.
         """
         if name not in self.labels:
             raise ManifestError(f"{self.name}: no label {name!r}; it has {', '.join(self.labels) or 'none'}")
@@ -209,7 +217,7 @@ class Manifest:
             ManifestError: there is no such column, or it holds no such fraction.
         """
         smallest = pd.to_numeric(self.frame.get("fraction", pd.Series(dtype=float)), errors="coerce")
-        if not (smallest == fraction).any():
+        if not (smallest == fraction).any() and not (fraction in FRACTIONS and (smallest <= fraction).any()):
             there = ", ".join(f"{value:g}" for value in sorted(smallest.dropna().unique())) or "none"
             raise ManifestError(
                 f"{self.name}: no label fraction {fraction:g} in its column 'fraction', which has {there}"
@@ -217,7 +225,7 @@ class Manifest:
         return (smallest <= fraction).to_numpy()
 
     def groups(self) -> np.ndarray:
-        """What intervals resample, (n,) object: each row's patient, else its study, else its id."""
+        """What intervals resample, (n,) object: each row's patient, else its study's, else its study, else its id."""
         return groups(self.frame)
 
     def reports(self) -> dict[str, str]:
@@ -246,13 +254,16 @@ class Manifest:
 
 
 def groups(frame: pd.DataFrame) -> np.ndarray:
-    """The patient of each row, else its study, else its id, (n,) object; see `Manifest.groups`."""
+    """The patient of each row, else of another row of its study, else its study, else its id, (n,) object."""
     found = ("id:" + frame["id"]).to_numpy(object)
-    for column in ("study", "patient"):
-        if column in frame:
-            values = frame[column].to_numpy(object)
-            found = np.where(values == "", found, f"{column}:" + values)
-    return found
+    patient = frame["patient"].to_numpy(object) if "patient" in frame else np.full(len(frame), "", object)
+    if "study" in frame:
+        study = frame["study"].to_numpy(object)
+        found = np.where(study == "", found, "study:" + study)
+        named = pd.Series(patient, study)[(patient != "") & (study != "")]
+        lent = pd.Series(study).map(named[~named.index.duplicated()]).astype(object).fillna("").to_numpy(object)
+        patient = np.where(patient == "", lent, patient)
+    return np.where(patient == "", found, "patient:" + patient)
 
 
 def path_below(root: Path, relative: str) -> Path:
@@ -272,6 +283,27 @@ def path_below(root: Path, relative: str) -> Path:
     if not path.is_relative_to(root):
         raise InputError("outside-root", "its path leads outside the manifest's root")
     return path
+
+
+def check_suffix(path: Path) -> None:
+    """Refuses to write a manifest under a name by which it could not be read.
+
+    Raises:
+        ManifestError: another suffix than `.parquet`.
+    """
+    if path.suffix != ".parquet":
+        raise ManifestError(f"{path}: suffix {path.suffix!r}, expected .parquet; write {path.stem}.parquet")
+
+
+def is_made_here(path: Path) -> bool:
+    """Whether a table is a manifest that `Manifest.write` wrote."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return path.suffix == ".parquet" and _PARQUET_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _read_parquet(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:

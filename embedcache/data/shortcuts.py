@@ -18,6 +18,7 @@ from embedcache.metrics.classification import accuracy, auroc
 
 _COLUMNS = ("view", "sex", "age", "site", "source")
 _DECADE = 10
+MOST_CLASSES = 1000  # of a label: more are no classes
 _MOST_VALUES = 100  # a column of more values is a name, not a property
 
 
@@ -78,7 +79,7 @@ def _score(
     known = ~np.isnan(labels)
     fit, held = train & known, test & known
     classes = np.unique(labels[fit]).astype(np.int64)
-    if len(classes) < 2 or len(np.unique(labels[held])) < 2:
+    if len(classes) < 2 or classes.max() >= MOST_CLASSES or len(np.unique(labels[held])) < 2:
         return None
     n_classes = classes.max() + 1
     counts = np.zeros((codes.max() + 1, n_classes))

@@ -20,7 +20,7 @@ def patient_split(groups: np.ndarray, strata: np.ndarray, *, valid: float, test:
     Returns:
         `train`, `valid` or `test` for each row, (n,) object.
     """
-    if min(valid, test) < 0 or valid + test >= 1:
+    if not (valid >= 0 and test >= 0 and valid + test < 1):
         raise ManifestError(f"split fractions valid {valid} and test {test}, expected both >= 0 and a sum below 1")
     patients, row_patient = np.unique(groups, return_inverse=True)
     stratum = np.full(len(patients), -np.inf)
@@ -110,10 +110,18 @@ def shuffled_halves(n: int, second: float | int) -> tuple[np.ndarray, np.ndarray
     return order[n_second:], order[:n_second]
 
 
+def in_parts(n: int, **parts: np.ndarray) -> np.ndarray:
+    """The split of each of n rows, (n,) object, from the rows of each; a row in several has them joined by `+`."""
+    split = np.full(n, "", object)
+    for name, rows in parts.items():
+        split[rows] = np.where(split[rows] == "", name, split[rows] + f"+{name}")
+    return split
+
+
 def published_fractions(
-    train: np.ndarray, *, rounded_down: bool = False, state: np.random.RandomState | None = None
+    n: int, train: np.ndarray, *, rounded_down: bool = False, state: np.random.RandomState | None = None
 ) -> np.ndarray:
-    """The least of `FRACTIONS` under which each training row is used by the published code, (len(train),).
+    """The least of `FRACTIONS` under which each of n rows is used by the published code, (n,), NaN where none.
 
     Not stratified: pandas' `sample(frac, random_state=42)`, or `numpy.random.choice` after seed 42; a smaller fraction
     is the beginning of a larger one's permutation, so they are nested.
@@ -125,8 +133,8 @@ def published_fractions(
     """
     state = state or np.random.RandomState(42)
     order = state.permutation(len(train))
-    smallest = np.full(len(train), np.nan)
+    smallest = np.full(n, np.nan)
     for fraction in sorted(FRACTIONS, reverse=True):
-        n = fraction * len(train)
-        smallest[order[: int(n) if rounded_down else round(n)]] = fraction
+        n_used = fraction * len(train)
+        smallest[train[order[: int(n_used) if rounded_down else round(n_used)]]] = fraction
     return smallest

@@ -16,7 +16,7 @@ from typing import IO
 
 import pandas as pd
 
-from embedcache.errors import ManifestError
+from embedcache.errors import ManifestError, some_ids
 
 Names = str | tuple[str, ...]  # a column's name, or the names that releases give it
 
@@ -38,22 +38,15 @@ def read_csv(path: Path, *, only: Sequence[str] | None = None) -> pd.DataFrame:
     chosen = [k for k, name in enumerate(names) if only is None or name.strip() in only]
     try:
         with opened(path) as file:
-            frame = pd.read_csv(
-                io.TextIOWrapper(file, "utf-8-sig", newline=""),
-                names=list(range(len(names))),
-                header=0,
-                usecols=None if only is None else chosen,
-                dtype=str,
-                keep_default_na=False,
-            )
+            frame = _strictly(file, len(names)) if only is None else _some(file, len(names), chosen)
     except UnicodeDecodeError as error:
         raise _not_utf8(path) from error
-    except _DAMAGED as error:
-        raise ManifestError(f"{path}: cut short or damaged ({error}); download it again") from error
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame({k: pd.Series(dtype=str) for k in chosen})
     except (pd.errors.ParserError, ValueError) as error:
         raise ManifestError(f"{path}: not a readable CSV file ({error})") from error
+    except _DAMAGED as error:
+        raise ManifestError(f"{path}: cut short or damaged ({error}); download it again") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas would take the first column as an index
         raise ManifestError(f"{path}: rows have more fields than the {len(names)} of the header; name every column")
     nameless = [k for k in chosen if not names[k]]
@@ -63,6 +56,34 @@ def read_csv(path: Path, *, only: Sequence[str] | None = None) -> pd.DataFrame:
             raise ManifestError(f"{path}: column {k + 1} has values and no name; name every column")
     frame = frame.drop(columns=nameless).fillna("")  # rows that end early
     return frame.set_axis([names[k] for k in chosen if names[k]], axis="columns")
+
+
+def _strictly(file: IO[bytes], n_columns: int) -> pd.DataFrame:
+    return pd.read_csv(
+        io.TextIOWrapper(file, "utf-8-sig", newline=""),
+        names=list(range(n_columns)),
+        header=0,
+        dtype=str,
+        keep_default_na=False,
+    )
+
+
+def _some(file: IO[bytes], n_columns: int, chosen: Sequence[int]) -> pd.DataFrame:
+    """Some columns, never held beside the others; pandas would not see that a row is too long."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    names = [str(k) for k in range(n_columns)]
+    kept = [str(k) for k in chosen]
+    table = arrow.read_csv(
+        file,
+        read_options=arrow.ReadOptions(column_names=names, skip_rows_after_names=1),
+        parse_options=arrow.ParseOptions(newlines_in_values=True),
+        convert_options=arrow.ConvertOptions(
+            include_columns=kept, column_types=dict.fromkeys(kept, pa.string()), strings_can_be_null=False
+        ),
+    )
+    return table.to_pandas().set_axis(list(chosen), axis="columns").astype(object)
 
 
 def take(
@@ -92,7 +113,35 @@ def take(
             f"{path}: no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns)) or 'none'}. Is it the "
             "official file, as it was downloaded?"
         )
+    if frame.empty:
+        raise ManifestError(f"{path}: no row below its header; download it again")
     return pd.DataFrame(taken)
+
+
+def grouped_rows(frame: pd.DataFrame, path: Path, *, same: Sequence[str], key: str = "id") -> pd.DataFrame:
+    """The first row of each id of a table that may say the same of an id more than once.
+
+    Raises:
+        ManifestError: rows of one id that differ in one of `same`.
+    """
+    check_same(frame, path, same=same, key=key)
+    return frame.drop_duplicates(key)
+
+
+def check_same(frame: pd.DataFrame, path: Path, *, same: Sequence[str], key: str = "id") -> None:
+    """Refuses rows of one id that differ in one of `same`.
+
+    Raises:
+        ManifestError: names the ids.
+    """
+    if frame[key].is_unique:
+        return
+    for column in same:
+        differing = frame.groupby(key, sort=False)[column].nunique(dropna=False) > 1
+        if differing.any():
+            raise ManifestError(
+                f"{path}: rows of {some_ids(differing.index[differing])} differ in {column}; expected one value each"
+            )
 
 
 def numbers(values: pd.Series, path: Path) -> pd.Series:
@@ -108,6 +157,32 @@ def numbers(values: pd.Series, path: Path) -> pd.Series:
         row = int(wrong.to_numpy().argmax())
         raise ManifestError(f"{path}: column {values.name}, row {row + 1}: {values.iloc[row]!r}, expected a number")
     return parsed.astype("float64")
+
+
+def read_text(path: Path) -> str:
+    """A text file, unzipped where it is gzip, without a byte order mark.
+
+    Raises:
+        ManifestError: not readable, or not UTF-8 (names the byte).
+    """
+    try:
+        with opened(path) as file:
+            return as_text(file.read(), path)
+    except _DAMAGED as error:
+        raise ManifestError(f"{path}: cannot be read ({error})") from error
+
+
+def as_text(data: bytes, path: Path) -> str:
+    """The bytes of a file as text, without a byte order mark.
+
+    Raises:
+        ManifestError: not UTF-8; names the byte, and nothing of what the file holds.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        at = error.start
+    raise ManifestError(f"{path}: not UTF-8 at byte {at}; save it as UTF-8, or download it again")
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -135,11 +210,13 @@ def _all(names: Names) -> tuple[str, ...]:
 def _header(path: Path) -> list[str]:
     try:
         with opened(path) as file:
-            names = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")), [])
+            names = next(filter(None, csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""))), [])
     except UnicodeDecodeError as error:
         raise _not_utf8(path) from error
     except _DAMAGED as error:
         raise ManifestError(f"{path}: cut short or damaged ({error}); download it again") from error
+    except csv.Error as error:
+        raise ManifestError(f"{path}: not a readable CSV file ({error})") from error
     if not names:
         raise ManifestError(f"{path}: not a readable CSV file (it is empty)")
     repeated = sorted({name for name in names if name and names.count(name) > 1})

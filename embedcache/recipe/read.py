@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,9 @@ from pydantic import ValidationError
 
 from embedcache.errors import RecipeError
 from embedcache.recipe.schema import Recipe
+from embedcache.strict_yaml import StrictLoader
 
 _Path = tuple[str | int, ...]
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and aliases (a few lines of aliases can grow without bound)."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed in a recipe", problem_mark=mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -50,7 +30,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"{path}: no recipe there; pipelines/ holds examples")
     try:
-        loader = _Loader(path.read_text("utf-8"))
+        loader = StrictLoader(path.read_text("utf-8"))
         node = loader.get_single_node()
         content = loader.construct_document(node) if node is not None else None
         lines = _lines(node, ()) if node is not None else {}
@@ -95,7 +75,7 @@ def _override(content: dict[str, Any], override: str, origins: dict[_Path, str])
         if not isinstance(target, dict):
             raise RecipeError(f"--set {override!r}: {key!r} holds a value, not fields")
     try:
-        target[keys[-1]] = _Loader(value).get_single_data()
+        target[keys[-1]] = StrictLoader(value).get_single_data()
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML") from error
     origins[tuple(keys)] = f"--set {name}"

@@ -6,11 +6,11 @@ security policy runs nothing even so.
 
 from __future__ import annotations
 
-import os
-import uuid
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from embedcache.output import write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -30,18 +30,10 @@ def write_page(path: Path, page: str) -> None:
     """Writes a page whole or not at all; its owner alone may read it, since it may show patients.
 
     Raises:
-        OSError: it could not be written; what stood at the path stays.
+        OutputError: it could not be written; what stood at the path stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(page.encode("utf-8", errors="replace"))  # half a surrogate pair is shown as '?'
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    data = page.encode("utf-8", errors="replace")  # half a surrogate pair is shown as '?'
+    write_whole(path, lambda temporary: temporary.write_bytes(data), mode=0o600)
 
 
 @cache

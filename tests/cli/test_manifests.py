@@ -26,7 +26,7 @@ def covidx(root: Path) -> Path:
         for k in range(n):
             Image.new("L", (8, 8), k + 100 * (part == "test")).save(root / part / f"{part}-{k:012d}.png")
             kind = ("normal", "pneumonia", "COVID-19")[k % 3]
-            lines.append(f"{part}{k // 2} {part}-{k:012d}.png {kind} {('rsna', 'sirm')[k % 3 == 2]}")
+            lines.append(f"{part}{k // 2} {part}-{k:012d}.png {kind} {('fig1', 'sirm')[k % 3 == 2]}")
         (root / f"{part}_COVIDx9A.txt").write_text("\n".join(lines) + "\n")
     return root
 
@@ -100,9 +100,16 @@ def test_unknown_patients_and_overlaps_end_a_strict_audit(tmp_path: Path) -> Non
     assert "split 'exam'" in made.output
     alone = call("audit", two, "--strict")
     assert alone.exit_code == 3
-    assert "patients unknown in table: no split of it is known to be free of leaks" in alone.output
+    assert "patients unknown in t: no split of it is known to be free of leaks" in alone.output
     both = call("audit", one, two)
     assert both.exit_code == 0
+    assert call("audit", one, "--strict").exit_code == 0
+    (root / "t.csv").unlink()
+    call("covidx", root, "-o", tmp_path / "again.parquet", "--seed", 1)
+    twins = call("audit", one, tmp_path / "again.parquet", "--strict")
+    assert twins.exit_code == 3  # by the overlap alone
+    assert "one:train" in twins.output
+    assert call("audit", one, one).exit_code == 2
     lines = [line.split() for line in both.output.splitlines()]
     assert any(line[:2] == ["file", "covidx:train"] for line in lines)
     assert any(line[:2] == ["name", "covidx:test"] for line in lines)
@@ -127,6 +134,8 @@ def test_a_table_with_columns_of_other_names(tmp_path: Path) -> None:
     made = call(*arguments, "--column", "label.tb=tb", "--test", "0.4", "--seed", 3)
     assert made.exit_code == 0, made.output
     assert "20 images, split 'exam': 10 train, 2 valid, 8 test" in made.output
+    whole = call(*arguments, "--column", "label.tb=tb", "--test", "0", "--valid", "0")
+    assert "20 train, 0 valid, 0 test" in whole.output
     wrong = call(*arguments, "--column", "tb")
     assert wrong.exit_code == 2
     assert "'tb', expected <the manifest's column>=<the table's column>" in wrong.output
@@ -136,6 +145,8 @@ def test_a_table_with_columns_of_other_names(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("rnsa", "."), "no dataset 'rnsa'; did you mean 'rsna'?"),
+        (("audti", "."), "did you mean 'audit'?"),
+        (("rsna", ".", "-o", "m.parquet", "--seed", "-1"), "-1 is not in the range x>=0"),
         (("rsna", "nowhere", "-o", "m.parquet"), "nowhere: no folder there; name the folder of the RSNA"),
         (("nih", ".", "-o", "m.parquet", "--split", "paper"), "'paper' is not 'patient'"),
         (("rsna", ".", "-o", "m.parquet", "--uncertain", "ones"), "No such option"),
@@ -161,4 +172,6 @@ def test_labels_are_mapped_and_a_page_is_written(tmp_path: Path) -> None:
     assert mapped.exit_code == 0, mapped.output
     assert Manifest.read(tmp_path / "n.parquet").labels == []
     (tmp_path / "map.yaml").write_text("labels: {}")
-    assert "expected 'from' and 'to'" in call("map", tmp_path / "m.parquet", tmp_path / "map.yaml", "-o", "x").output
+    wrong = call("map", tmp_path / "m.parquet", tmp_path / "map.yaml", "-o", tmp_path / "x.parquet")
+    assert "expected 'from' and 'to'" in wrong.output
+    assert call("covidx", tmp_path / "covidx", "-o", tmp_path / "m.csv").exit_code == 2

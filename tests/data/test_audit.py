@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from embedcache import Manifest
-from embedcache.data.audit import Shared, audit, leak_warning, overlaps
+from embedcache.data.audit import Shared, audit, files_of, leak_warning, overlaps, unknown_overlaps
 from embedcache.data.manifest import About
 from embedcache.data.shortcuts import shortcuts
 
@@ -137,16 +137,50 @@ def test_overlap_between_datasets_by_patient_name_and_file(tmp_path: Path) -> No
     write(nih, [b"a", b"b", b"c"])
     write(rsna, [b"x", b"y", b"z"])
     write(other, [b"u", b"c", b"w"])
-    found = set(overlaps([nih, rsna, other]))
+    found = set(overlaps([nih, rsna, other], files_of([nih, rsna, other])))
     assert found == {
         Shared("patient", "nih:train", "rsna:test", 1, 1, 1),
         Shared("name", "nih:train", "rsna:test", 1, 1, 1),
         Shared("file", "nih:test", "other:no split", 1, 1, 1),
     }
-    assert {s.kind for s in overlaps([nih, rsna, other], files=False)} == {"patient", "name"}
+    assert {s.kind for s in overlaps([nih, rsna, other])} == {"patient", "name"}
 
 
 def test_short_names_are_nobodys(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"id": ["1", "2"], "image": ["a/0001.png", "a/0002.png"], "split": "train"})
+    images = ["a/0001.png", "p1/view1_frontal.jpg", "p2/view1_frontal.jpg"]
+    frame = pd.DataFrame({"id": ["1", "2", "3"], "image": images, "split": "train", "patient": ["1", "2", "3"]})
     one, two = (Manifest(frame, name=name, root=tmp_path) for name in ("one", "two"))
-    assert overlaps([one, two], files=False) == []
+    assert overlaps([one, two]) == []  # nor are patients of two tables the same people
+
+
+def test_datasets_of_one_register_that_do_not_say_which_patients_they_share(tmp_path: Path) -> None:
+    nih = made(tmp_path, "nih", About(patients_from="nih", draws_on="nih"), split=["train"], patient=["1"])
+    rsna = made(tmp_path, "rsna", About(draws_on="nih"), split=["train"])
+    mapped = made(tmp_path, "mapped", About(patients_from="nih", draws_on="nih"), split=["train"], patient=["2"])
+    other = made(tmp_path, "other", split=["train"])
+    assert unknown_overlaps([nih, mapped, other]) == []
+    (line,) = unknown_overlaps([nih, rsna])
+    assert line == (
+        "nih and rsna both draw on the patients of nih, and which they share cannot be told: rsna names none of them"
+    )
+
+
+def test_the_same_path_twice_and_a_study_on_two_sides_are_leaks(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": ["a", "b"], "image": "x.png", "split": ["train", "test"]})
+    assert Manifest(frame, name="m", root=tmp_path).audit(files=False).warning.startswith("m: 1 of 1 test images share")
+    frame = frame.assign(image=["x.png", "y.png"], study="s")
+    assert Manifest(frame, name="m", root=tmp_path).audit(files=False).leaks
+
+
+def test_the_warning_is_of_the_test_split_where_there_is_a_choice(tmp_path: Path) -> None:
+    split, patient = ["train", "valid", "valid", "valid", "test", "test"], ["p", "p", "p", "p", "p", "q"]
+    assert "1 of 2 test images" in made(tmp_path, split=split, patient=patient).audit(files=False).warning
+
+
+def test_files_that_could_not_be_compared_are_counted(tmp_path: Path) -> None:
+    manifest = made(tmp_path, split=["train", "test", "test"])
+    write(manifest, [b"a", b"b", b"c"])
+    assert manifest.audit().n_compared == 3
+    (tmp_path / manifest.frame["image"][1]).unlink()
+    report = manifest.audit()
+    assert (report.n_compared, report.missing) == (2, (manifest.frame["id"][1],))

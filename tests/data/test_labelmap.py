@@ -48,6 +48,18 @@ def test_labels_of_one_dataset_as_anothers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mapped.label("Lung Opacity"), [1, _, 1, _])
     np.testing.assert_array_equal(mapped.label("Lung Lesion"), [1, 0, 1, 1])
     assert mapped.frame["id"].tolist() == list("abcd")
+    labels = LabelMap.read(tmp_path / "labelmap.yaml").labels
+    both = LabelMap("nih", "chexpert", {**labels, "Nodule": ("Lung Lesion", "exact")})
+    one_unknown = nih(tmp_path).frame.assign(**{"label.Mass": [0, 0, 1, _]})
+    one_unknown["label.Nodule"] = [_, 0, 0, 1]
+    found = both.apply(Manifest(one_unknown, name="nih", root=tmp_path)).label("Lung Lesion")
+    np.testing.assert_array_equal(found, [_, 0, 1, 1])  # absent where all of its exact sources are
+
+
+def test_classes_are_not_mapped(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": ["a", "b"], "image": ["a", "b"], "label.covidx": [1, 2]})
+    with pytest.raises(LabelMapError, match="covidx has classes"):
+        LabelMap("covidx", "x", {"covidx": ("Pneumonia", "exact")}).apply(Manifest(frame, name="m", root=tmp_path))
 
 
 def test_the_map_in_the_docs_fits_nih(tmp_path: Path) -> None:
@@ -71,9 +83,12 @@ def test_the_map_in_the_docs_fits_nih(tmp_path: Path) -> None:
         (MAP.replace("  Hernia: drop\n", ""), "it does not name 'Hernia'"),
         (MAP + "  Oedema: drop\n", "the manifest has no 'Oedema'"),
         (MAP.replace("match: exact", "match: narrower", 1), r"label 'Effusion' is .*expected 'drop' or \{to"),
-        (MAP.replace("from: nih\n", ""), r"found \['labels', 'to'\], expected 'from' and 'to'"),
+        (MAP.replace("from: nih\n", ""), r"found \['to', 'labels'\], expected 'from' and 'to'"),
         ("- a", r"found \['a'\], expected"),
         ("a: [", "not YAML"),
+        (MAP.replace("to: Pleural Effusion", "to: "), "label 'Effusion' is"),
+        (MAP + "  Hernia: drop\n", "duplicate key 'Hernia'"),
+        (MAP + "  1: drop\n", "the manifest has no '1'"),
     ],
 )
 def test_a_map_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from embedcache import Manifest
 from embedcache.data.labels import LabelSet
 from embedcache.data.manifest import About
-from embedcache.errors import InputError, ManifestError
+from embedcache.errors import InputError, ManifestError, OutputError
 
 
 def frame(**columns: object) -> pd.DataFrame:
@@ -185,10 +185,35 @@ def test_label_fractions_are_nested_and_named(tmp_path: Path) -> None:
     manifest = Manifest(frame(fraction=["0.1", "", "1"]), name="m", root=tmp_path)
     assert manifest.in_fraction(0.1).tolist() == [True, False, False]
     assert manifest.in_fraction(1).tolist() == [True, False, True]
+    few = Manifest(frame(fraction=["0.01", "", "1"]), name="m", root=tmp_path)
+    assert few.in_fraction(0.1).tolist() == [True, False, False]  # 10% of few are no more than 1%
     with pytest.raises(ManifestError, match=r"no label fraction 0\.5 in its column 'fraction', which has 0\.1, 1"):
         manifest.in_fraction(0.5)
 
 
 def test_rows_are_grouped_by_what_is_known(tmp_path: Path) -> None:
     manifest = Manifest(frame(patient=["p", "", ""], study=["s", "s", ""]), name="m", root=tmp_path)
-    assert manifest.groups().tolist() == ["patient:p", "study:s", "id:c"]
+    assert manifest.groups().tolist() == ["patient:p", "patient:p", "id:c"]  # a study has one patient
+    manifest = Manifest(frame(study=["s", "s", ""]), name="m", root=tmp_path)
+    assert manifest.groups().tolist() == ["study:s", "study:s", "id:c"]
+
+
+def test_it_is_written_where_it_can_be_read_or_not_at_all(tmp_path: Path) -> None:
+    manifest = Manifest(frame(), name="m", root=tmp_path)
+    with pytest.raises(ManifestError, match=r"m\.csv: suffix '\.csv', expected \.parquet; write m\.parquet"):
+        manifest.write(tmp_path / "m.csv")
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "folder.parquet", tmp_path / "file" / "m.parquet"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            manifest.write(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.parquet"]
+
+
+def test_its_root_is_found_through_a_linked_folder(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "er")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").touch()
+    Manifest(frame(), name="m", root=tmp_path / "images").write(tmp_path / "link" / "m.parquet")
+    assert Manifest.read(tmp_path / "link" / "m.parquet").path("a.png").is_file()

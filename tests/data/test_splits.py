@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedcache.data.splits import label_subset, patient_split
+from embedcache.data.splits import in_parts, label_subset, patient_split, published_fractions, rarest_label
 from embedcache.errors import ManifestError
 
 
@@ -44,3 +44,28 @@ def test_label_fractions_are_nested_stratified_and_never_empty() -> None:
 def test_label_fraction_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"label fraction 0"):
         label_subset(np.zeros(3), 0, seed=0)
+
+
+def test_published_fractions_round_as_the_code_that_draws_them() -> None:
+    train = np.arange(100, 258)  # 15.8 rows are 10%, 1.58 are 1%
+    rounded = published_fractions(300, train)
+    cut = published_fractions(300, train, rounded_down=True)
+    assert [(rounded <= f).sum() for f in (0.01, 0.1, 1)] == [2, 16, 158]
+    assert [(cut <= f).sum() for f in (0.01, 0.1, 1)] == [1, 15, 158]
+    assert np.isnan(rounded[:100]).all()
+
+
+def test_rows_in_several_parts_have_them_joined() -> None:
+    split = in_parts(4, train=np.array([0, 1]), test=np.array([1, 2]))
+    assert split.tolist() == ["train", "train+test", "test", ""]
+
+
+def test_the_rarest_present_label_is_the_stratum() -> None:
+    labels = np.array([[1, 0, 0], [1, 1, 0], [1, 0, np.nan], [0, 0, 0], [1, 1, 1]])
+    assert rarest_label(labels).tolist() == [1, 2, 1, 0, 3]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_shares_that_leave_nothing_are_refused(share: float) -> None:
+    with pytest.raises(ManifestError, match="split fractions valid"):
+        patient_split(np.arange(10), np.zeros(10), valid=share, test=0.2, seed=0)

@@ -38,7 +38,20 @@ def test_the_same_table_in_many_forms(tmp_path: Path, content: bytes, name: str)
 def test_a_few_columns_of_a_large_table(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(PLAIN)
-    assert list(read_csv(path, only=("runs", "id", "nothing")).columns) == ["id", " runs"]
+    some = read_csv(path, only=("runs", "id", "nothing"))
+    assert some.to_dict("list") == {"id": ["007", "x"], " runs": ["1 2", "-1"]}
+    path.write_bytes(b'\xef\xbb\xbfid,text,n\r\n1,"two\r\nlines, ""quoted""",3\r\n')
+    assert read_csv(path, only=("id", "text"))["text"].tolist() == ['two\r\nlines, "quoted"']
+    path.write_bytes(b"id,text,n\n1,a,2\n3,b,c,4\n")
+    with pytest.raises(ManifestError, match="not a readable CSV file"):
+        read_csv(path, only=("id", "n"))  # a comma that is not quoted would move the columns
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\nid,runs\n")
+    with pytest.raises(ManifestError, match="no row below its header"):
+        take(read_csv(path), path, {"image": "id"})
 
 
 @pytest.mark.parametrize(

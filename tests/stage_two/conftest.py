@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> World:
     frame = pd.DataFrame(
         {
             "id": ids,
-            "image": "x.png",
+            "image": [f"{i}.png" for i in ids],
             "report": [f"report {k} says {y}" for k, y in enumerate(label)],
             "patient": [f"p{k // 2}" for k in range(n)],
             "split": [("train", "train", "train", "valid", "test")[k // 2 % 5] for k in range(n)],

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from embedcache.data.datasets.layout import Asked, Draft, Layout, Option, any_file, one_file
+from embedcache.data.datasets.layout import UNCERTAIN, Asked, Draft, Layout, Option
+from embedcache.data.datasets.places import any_file, one_file
 from embedcache.data.files import names_in
 from embedcache.data.labels import CHEXPERT_LABELS, LABEL_PREFIX, LabelSet, resolve_uncertain
-from embedcache.data.splits import published_fractions
+from embedcache.data.splits import in_parts, published_fractions
 from embedcache.data.tables import numbers, read_csv, take
-from embedcache.errors import ManifestError, some_ids
+from embedcache.errors import ManifestError, SettingsError, some_ids
 
 _TABLES = {"chexpert": "train.csv", "chexbert": "train_cheXbert.csv", "visualchexbert": "train_visualCheXbert.csv"}
+_FIRST_BATCH = "CheXpert-v1.0 batch 1*"  # of the full-size download: it holds the tables
 _FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 _SEX = {"Female": "F", "Male": "M"}
 _N_VALID = 5000  # of the published split
@@ -24,10 +26,11 @@ _SET = (LabelSet("chexpert", "multi-label", CHEXPERT_LABELS),)
 
 def _read(root: Path, asked: Asked) -> Draft:
     policy = asked.options.get("uncertain") or ("paper" if asked.split == "paper" else "ignore")
-    of_labels = asked.options.get("labels") or next(iter(_TABLES))
-    path = one_file(root, _TABLES[of_labels], f"*/{_TABLES[of_labels]}")
-    train = _rows(path)
-    valid = _rows(one_file(root, "valid.csv", "*/valid.csv"))
+    labeller = asked.options.get("labels") or next(iter(_TABLES))
+    if asked.split == "paper" and labeller != next(iter(_TABLES)):
+        raise SettingsError(f"chexpert: the published split is drawn by the labels of train.csv, not by {labeller}'s")
+    train = _rows(one_file(root, _TABLES[labeller], f"{_FIRST_BATCH}/{_TABLES[labeller]}"))
+    valid = _rows(one_file(root, "valid.csv", f"{_FIRST_BATCH}/valid.csv"))
     notes: list[str] = []
     frame = pd.concat([train, valid], ignore_index=True)
     draft = Draft(frame, label_sets=_SET, patients_from="chexpert", notes=notes)
@@ -37,11 +40,11 @@ def _read(root: Path, asked: Asked) -> Draft:
         draft.official = np.array([""] * len(train) + ["test"] * len(valid), object)
     draft.frame = draft.frame.assign(**resolve_uncertain(draft.frame, CHEXPERT_LABELS, policy))
     draft.frame["image"] = _located(root, draft.frame["below"])
-    plus = any_file(root, "df_chexpert_plus*.csv", "*/df_chexpert_plus*.csv", given=asked.options.get("reports"))
+    draft.aside = _located(root, pd.Series(draft.aside, dtype=object)).tolist()
+    plus = any_file(root, "df_chexpert_plus*.csv", given=asked.options.get("reports"))
     if plus is not None:
-        draft.frame["report"] = _reports(plus, draft.frame["below"], notes)
-        draft.frame["report_id"] = draft.frame["study"]
-    draft.frame = draft.frame.drop(columns="below")
+        draft.frame = draft.frame.assign(**_reports(plus, draft.frame, notes))
+    draft.frame = draft.frame.drop(columns=["below", "frontal"])
     return draft
 
 
@@ -119,15 +122,21 @@ def _patient_folders(root: Path) -> dict[str, list[str]]:
     return found
 
 
-def _reports(path: Path, below: pd.Series, notes: list[str]) -> pd.Series:
-    """CheXpert Plus' report of each image; blank where it has none."""
-    rows = take(read_csv(path, only=("path_to_image", "report")), path, {"path": "path_to_image", "report": "report"})
-    texts = dict(zip(_named(rows["path"], path)["id"], rows["report"], strict=True))
-    report = below.str.replace(r"^(?:train|valid|test)/", "", regex=True).map(texts).fillna("")
+def _reports(path: Path, frame: pd.DataFrame, notes: list[str]) -> dict[str, pd.Series]:
+    """CheXpert Plus' report of each image's study, and the id that images of one report share.
+
+    Plus may list some of a study's images only. Where it gives them different texts, each keeps its own.
+    """
+    said = take(read_csv(path, only=("path_to_image", "report")), path, {"path": "path_to_image", "report": "report"})
+    said = pd.concat([_named(said.pop("path"), path), said], axis=1)
+    said = said[said["report"] != ""].drop_duplicates("id")
+    of_study = said.groupby("study", sort=False)["report"].agg(["first", "nunique"])
+    agreed = frame["study"].map(of_study["first"].where(of_study["nunique"] == 1))
+    report = agreed.where(agreed.notna(), frame["id"].map(said.set_index("id")["report"])).fillna("").astype(object)
     blank = int((report == "").sum())
     if blank:
         notes.append(f"{blank:,} of {len(report):,} images have no report in {path.name}")
-    return report.astype(object)
+    return {"report": report, "report_id": frame["study"].where(agreed.notna(), frame["id"])}
 
 
 def _publish(draft: Draft, n_train: int) -> None:
@@ -138,25 +147,24 @@ def _publish(draft: Draft, n_train: int) -> None:
     they were rows of the whole table: most of the validation images stay in training too.
     """
     frame = draft.frame
-    train = frame.iloc[:n_train].drop(columns=["official"], errors="ignore")
-    aside = _set_aside(train)
+    aside = _set_aside(frame.iloc[:n_train])
     kept = np.flatnonzero(~np.isin(np.arange(n_train), aside))
     drawn = np.random.RandomState(0).choice(len(kept), size=min(_N_VALID, len(kept)), replace=False)
     in_valid, in_train = np.zeros(n_train, bool), np.zeros(n_train, bool)
     in_valid[kept[drawn]] = True
     in_train[kept] = True
     in_train[drawn] = False  # positions among the kept, used as rows of the table
-    split = np.full(len(frame), "", object)
-    split[:n_train] = np.select([in_train & in_valid, in_train, in_valid], ["train+valid", "train", "valid"], "")
-    split[n_train:] = "test"
+    split = in_parts(
+        len(frame), train=np.flatnonzero(in_train), valid=np.flatnonzero(in_valid), test=np.arange(n_train, len(frame))
+    )
     used = frame["frontal"].to_numpy(bool) & (split != "")
     draft.notes.append(
         f"{int((~used).sum()):,} images are lateral or in the published code's own draw of 5x200, and were left out"
     )
+    draft.aside = frame["below"][~used].tolist()
     draft.frame, draft.split = frame[used].reset_index(drop=True), split[used]
     rows = np.flatnonzero([value.startswith("train") for value in draft.split])
-    draft.fraction = np.full(len(draft.frame), np.nan)
-    draft.fraction[rows] = published_fractions(rows)
+    draft.fraction = published_fractions(len(draft.frame), rows)
 
 
 def _set_aside(train: pd.DataFrame) -> np.ndarray:
@@ -173,7 +181,7 @@ def _set_aside(train: pd.DataFrame) -> np.ndarray:
 
 def _read_test(root: Path, asked: Asked) -> Draft:
     """500 studies labelled by radiologists: by image (`test_labels.csv`) or by study (`groundtruth.csv`)."""
-    path = one_file(root, "test_labels.csv", "groundtruth.csv", "*/test_labels.csv", "*/groundtruth.csv")
+    path = one_file(root, "test_labels.csv", "groundtruth.csv")
     table = read_csv(path)
     labels = {LABEL_PREFIX + name: name for name in CHEXPERT_LABELS}
     rows = take(table, path, {"path": ("Path", "Study"), **labels})
@@ -204,7 +212,7 @@ def _views_of(root: Path, studies: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _read_5x200(root: Path, asked: Asked) -> Draft:
-    path = one_file(root, "chexpert_5x200.csv", "*/chexpert_5x200.csv", given=asked.options.get("list"))
+    path = one_file(root, "chexpert_5x200.csv", given=asked.options.get("list"))
     frame = _rows(path)
     labels = frame[[LABEL_PREFIX + name for name in _FIVE]].to_numpy(np.float64) == 1
     wrong = labels.sum(axis=1) != 1
@@ -212,12 +220,11 @@ def _read_5x200(root: Path, asked: Asked) -> Draft:
         raise ManifestError(f"{path}: not exactly one of the five findings for {some_ids(frame['id'][wrong])}")
     frame["image"] = _located(root, frame["below"])
     dropped = [LABEL_PREFIX + name for name in CHEXPERT_LABELS]
-    frame = frame.drop(columns=["below", *dropped]).assign(**{"label.5x200": labels.argmax(axis=1).astype(float)})
+    frame = frame.drop(columns=["below", "frontal", *dropped]).assign(
+        **{"label.5x200": labels.argmax(axis=1).astype(float)}
+    )
     sets = (LabelSet("5x200", "multi-class", ("5x200",), _FIVE),)
     return Draft(frame, label_sets=sets, official=np.full(len(frame), "test", object), patients_from="chexpert")
-
-
-_UNCERTAIN = Option("uncertain", "What uncertain labels count as.", choices=("ignore", "zeros", "ones", "paper"))
 
 
 def _tree(*lines: str) -> str:
@@ -234,13 +241,14 @@ LAYOUT = Layout(
         "train_cheXbert.csv                    optional, as is train_visualCheXbert.csv: other labels",
         "df_chexpert_plus_240401.csv           optional: the reports of CheXpert Plus, here or where --reports says",
     ),
-    marks=("train.csv", "*/train.csv", "train_cheXbert.csv"),
+    marks=("train.csv", f"{_FIRST_BATCH}/train.csv"),
     read=_read,
+    folders=("train", "valid", "CheXpert-v1.0 batch*"),
     published=True,
     options=(
         Option("reports", "CheXpert Plus' df_chexpert_plus_240401.csv.", "path"),
-        Option("labels", "Whose labels.", choices=tuple(_TABLES)),
-        _UNCERTAIN,
+        Option("labels", "Whose labels; by default chexpert.", choices=tuple(_TABLES)),
+        UNCERTAIN,
     ),
 )
 
@@ -252,8 +260,9 @@ TEST = Layout(
         "groundtruth.csv                       or: Study and 14 labels (cheXpert-test-set-labels)",
         "test/patient64741/study1/view1_frontal.jpg",
     ),
-    marks=("test_labels.csv", "groundtruth.csv", "*/test_labels.csv", "*/groundtruth.csv"),
+    marks=("test_labels.csv", "groundtruth.csv"),
     read=_read_test,
+    folders=("test",),
 )
 
 FIVE_BY_200 = Layout(
@@ -263,7 +272,7 @@ FIVE_BY_200 = Layout(
         "chexpert_5x200.csv                    GLoRIA's published list, whose draw has no seed; here, or --list",
         "train/patient00001/study1/view1_frontal.jpg",
     ),
-    marks=("chexpert_5x200.csv", "*/chexpert_5x200.csv", "train.csv", "train"),
+    marks=("chexpert_5x200.csv", "train.csv", f"{_FIRST_BATCH}/train.csv", "train/patient*"),
     read=_read_5x200,
     options=(Option("list", "GLoRIA's chexpert_5x200.csv.", "path"),),
 )

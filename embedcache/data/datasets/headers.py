@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from embedcache.data.datasets.layout import Asked, Option
@@ -29,7 +30,11 @@ def with_headers(frame: pd.DataFrame, root: Path, asked: Asked, notes: list[str]
     if unread:
         notes.append(f"{unread:,} files have no DICOM header that could be read")
     read = pd.DataFrame([header or dict.fromkeys(_TAGS, "") for header in found], index=frame.index)
-    return frame.assign(view=read["view"], sex=read["sex"], age=read["age"].map(age_in_years))
+    read["age"] = read["age"].map(age_in_years)
+    for name in _TAGS:  # what a table has said already stands
+        said = frame[name] if name in frame else pd.Series(np.nan if name == "age" else "", frame.index)
+        frame = frame.assign(**{name: said.where(said.notna() & (said != ""), read[name])})
+    return frame
 
 
 def age_in_years(text: str) -> float:

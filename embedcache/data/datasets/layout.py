@@ -1,12 +1,11 @@
-"""What the official layouts share: finding the root, the files and the columns, and making the manifest's splits.
+"""What the official layouts share: what a dataset says of itself, and how its rows become a manifest with splits.
 
 A dataset's own module gives a `Layout`, whose `read` turns official tables into a `Draft`; the rest is done here.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from embedcache.data.datasets.places import Images, find_root, leads_out
 from embedcache.data.files import present
 from embedcache.data.labels import LABEL_PREFIX, LabelSet
 from embedcache.data.manifest import About, Manifest, groups
@@ -21,7 +21,8 @@ from embedcache.data.splits import patient_split, rarest_label, stratified_fract
 from embedcache.errors import DatasetError, ManifestError, SettingsError, some_ids
 
 SplitRule = Literal["patient", "paper"]
-IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
+_TYPES: dict[str, Any] = {"path": (str, Path), "flag": bool, "text": str, "pairs": Mapping}
+_WORDS = {"path": "a path", "flag": "true or false", "text": "a text", "pairs": "<ours>: <theirs> for each column"}
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,20 @@ class Option:
 
     Args:
         kind: `path` (an existing file or folder), `flag`, `text` or `pairs` (`ours=theirs`, several times).
-        choices: values that `text` may have; the first is meant where nothing is said.
+        choices: values that `text` may have.
     """
 
     name: str
     help: str
     kind: Literal["path", "flag", "text", "pairs"] = "text"
     choices: tuple[str, ...] = ()
+
+
+UNCERTAIN = Option(
+    "uncertain",
+    "What uncertain labels count as; by default ignore, under --split paper paper.",
+    choices=("ignore", "zeros", "ones", "paper"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,17 +79,25 @@ class Draft:
         official: the official list's split of each row, blank where it says nothing; test rows stay test.
         patients_from: the register of its patients.
         notes: what the user should know of the reading.
-        extra: image files below the root that no table names; by default those in the folders of the listed ones.
+        name: of the manifest; by default the layout's.
+        rule: of the splits, where `split` is given.
+        images: those below the root; by default the folders of the listed ones are looked into.
+        aside: images that the tables list and the published rule leaves out.
+        draws_on: a register whose patients are among this dataset's, whether it says which they are or not.
     """
 
     frame: pd.DataFrame
     label_sets: tuple[LabelSet, ...] = ()
     split: pd.Series | np.ndarray | None = None
-    fraction: np.ndarray | None = None
+    fraction: pd.Series | np.ndarray | None = None
     official: pd.Series | np.ndarray | None = None
     patients_from: str = ""
     notes: list[str] = field(default_factory=list)
-    extra: Sequence[str] | None = None
+    name: str = ""
+    rule: Literal["", "paper"] = "paper"
+    images: Images | None = None
+    aside: Sequence[str] = ()
+    draws_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,8 +108,9 @@ class Layout:
         name: what it is called on the command line.
         title: what it is called elsewhere.
         tree: its folders and files, as `--help` shows them.
-        marks: patterns of which one matches below the root, and nowhere else near it; none where any folder will do.
+        marks: patterns of which one matches below the root; none where any folder will do.
         read: from the root to a draft.
+        folders: patterns of the names of folders that it consists of: given one of them, the root is the folder around.
         published: whether there is a `paper` split.
         tasks: kinds of use that differ in labels or published splits; the first is meant where nothing is said.
         options: what else can be said of it.
@@ -104,6 +121,7 @@ class Layout:
     tree: str
     marks: tuple[str, ...]
     read: Callable[[Path, Asked], Draft]
+    folders: tuple[str, ...] = ()
     published: bool = False
     tasks: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
@@ -121,7 +139,9 @@ class Layout:
         for name, value in options.items():
             if name not in known:
                 raise SettingsError(f"{self.name} has no option {name!r}; it has {', '.join(known) or 'none'}")
-            choices = known[name].choices
+            kind, choices = known[name].kind, known[name].choices
+            if value is not None and not isinstance(value, _TYPES[kind]):
+                raise SettingsError(f"{self.name}: {name} {value!r}, expected {_WORDS[kind]}")
             if choices and value is not None and value not in choices:
                 raise SettingsError(f"{self.name}: {name} {value!r}, expected one of {', '.join(choices)}")
 
@@ -151,165 +171,78 @@ def build(layout: Layout, root: str | Path, asked: Asked) -> Built:
         raise SettingsError(f"split {asked.split!r}, expected one of {', '.join(get_args(SplitRule))}")
     if asked.split == "paper" and not layout.published:
         raise DatasetError(f"{layout.name}: no published split is known for it; use the split 'patient'")
-    found, note = find_root(layout, Path(root))
+    found, note = find_root(
+        Path(root), title=layout.title, marks=layout.marks, folders=layout.folders, tree=layout.tree
+    )
     draft = layout.read(found, asked)
     notes = ([note] if note else []) + draft.notes
     frame = _without_twins(draft, layout.name, notes)
     rule, frame["split"] = _splits(draft, frame, asked, notes)
     frame["fraction"] = _fractions(draft, frame, asked)
-    there, beside = present(found, frame["image"].tolist())
+    there, extra = _there(layout, found, frame["image"].tolist(), draft)
     absent = tuple(frame["image"][~there])
-    _note_absences(layout, found, absent, len(frame), notes)
-    extra = tuple(beside if draft.extra is None else draft.extra)
+    if absent:
+        notes.append(
+            f"{len(absent):,} of {len(frame):,} listed images are absent and were left out, such as {absent[0]}"
+        )
     if extra:
         notes.append(f"{len(extra):,} image files are in no table, such as {extra[0]}")
-    about = About(draft.label_sets, rule, draft.patients_from, tuple(notes))
-    return Built(Manifest(frame[there], name=layout.name, root=found, about=about), absent, extra)
+    about = About(draft.label_sets, rule, draft.patients_from, draft.draws_on, tuple(notes))
+    return Built(Manifest(frame[there], name=draft.name or layout.name, root=found, about=about), absent, tuple(extra))
 
 
-def find_root(layout: Layout, root: Path) -> tuple[Path, str]:
-    """The dataset's folder: the one given, one inside it, or the one that it lies in; and a note where it is another.
-
-    Raises:
-        DatasetError: none of them is; shows the layout.
-    """
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no folder there; name the folder of {layout.title}")
-    if not layout.marks or _marked(root, layout):
-        return root, ""
-    inside = [child for child in sorted(root.iterdir()) if child.is_dir() and _marked(child, layout)]
-    if len(inside) > 1:
-        names = ", ".join(child.name for child in inside)
-        raise DatasetError(f"{root}: several folders of {layout.title} lie in it ({names}); name one of them")
-    around = [root.resolve().parent] if _marked(root.resolve().parent, layout) else []
-    for other, where in ((inside, "one level down"), (around, "one level up")):
-        if other:
-            return other[0], f"the dataset was found {where}, in {other[0].name}"
-    holds = sorted(child.name for child in root.iterdir())
-    raise DatasetError(
-        f"{root}: not a folder of {layout.title}: {' or '.join(layout.marks)} is not in it, nor one level down or up; "
-        f"it holds {', '.join(holds[:8]) or 'nothing'}{' ...' if len(holds) > 8 else ''}. Expected:\n{layout.tree}"
-    )
-
-
-def one_file(root: Path, *patterns: str, given: Path | None = None) -> Path:
-    """The first file below the root that matches a pattern; gzipped or not.
-
-    Args:
-        given: the user's own, which is taken instead.
+def _there(layout: Layout, root: Path, images: list[str], draft: Draft) -> tuple[np.ndarray, list[str]]:
+    """Which images are there, and what else is.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: the tables list none, none is there, or the way to some leads out of the root.
     """
-    found = any_file(root, *patterns, given=given)
-    if found is None:
-        raise DatasetError(f"{root}: no {' or '.join(patterns)} (or .gz) in it; download it into this folder")
-    return found
-
-
-def any_file(root: Path, *patterns: str, given: Path | None = None) -> Path | None:
-    """As `one_file`, None where there is none."""
-    if given is not None:
-        if not given.exists():
-            raise DatasetError(f"{given}: not there; name an existing file")
-        return given
-    for pattern in patterns:
-        for ending in (pattern, f"{pattern}.gz"):
-            matches = sorted(path for path in root.glob(ending) if path.is_file())
-            if matches:
-                return matches[0]
-    return None
-
-
-def image_index(root: Path, names: Iterable[str] | None = None) -> dict[str, str]:
-    """Every image file below a root by its name: its path relative to the root; however deep or flat it was unpacked.
-
-    Of two files of one name the one that lies higher counts, then the first by path.
-
-    Args:
-        names: folders directly below the root to look into; by default all.
-    """
-    found: dict[str, str] = {}
-    tops = [root] if names is None else [root / name for name in names]
-    for path in sorted((path for top in tops for path in images_below(root, top)), key=lambda p: (p.count("/"), p)):
-        found.setdefault(path.rpartition("/")[2], path)
-    return found
-
-
-def images_below(root: Path, top: Path | None = None) -> list[str]:
-    """Every image file below a root, or one of its folders, by its path relative to the root; hidden ones aside."""
-    paths = []
-    for folder, below, files in os.walk(top or root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else inside + "/"
-        paths += [
-            prefix + name
-            for name in sorted(files)
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-    return paths
-
-
-def located(ids: pd.Series, index: Mapping[str, str], *, suffixes: Sequence[str] = ("",), expected: str) -> pd.Series:
-    """The path of each image: its name with one of the suffixes, as the index has it, else where it should be.
-
-    Args:
-        ids: file names, or their stems.
-        expected: the official path, with `{}` for the id; what is absent is named by it.
-    """
-    found = ids.map(lambda name: next((index[name + s] for s in suffixes if name + s in index), None))
-    return found.where(found.notna(), ids.map(expected.format)).astype(object)
-
-
-def unlisted(index: Mapping[str, str], paths: pd.Series) -> list[str]:
-    """Files of an index that no row names."""
-    return sorted(set(index.values()) - set(paths))
-
-
-def grouped_rows(frame: pd.DataFrame, path: Path, *, same: Sequence[str], key: str = "id") -> pd.DataFrame:
-    """The first row of each id of a table that may say the same of an id more than once.
-
-    Raises:
-        ManifestError: rows of one id that differ in one of `same`.
-    """
-    for column in same:
-        differing = frame.groupby(key, sort=False)[column].nunique() > 1
-        if differing.any():
-            raise ManifestError(
-                f"{path}: rows of {some_ids(differing.index[differing])} differ in {column}; expected one value each"
-            )
-    return frame.drop_duplicates(key)
-
-
-def _marked(folder: Path, layout: Layout) -> bool:
-    return any(any(folder.glob(ending)) for mark in layout.marks for ending in (mark, f"{mark}.gz"))
+    if not images:
+        raise DatasetError(f"{root}: the tables of {layout.title} list no image; are they the official files?")
+    tops = {"/".join(image.split("/")[:depth]) for image in images for depth in (1, 2)} - set(images)
+    links = sorted(folder for folder in tops if leads_out(root, folder))
+    there, beside = present(root, [*images, *draft.aside])
+    there = there[: len(images)]
+    if not there.all() and draft.images is not None:
+        links += draft.images.links_out
+    if links:
+        raise DatasetError(
+            f"{root / links[0]}: a link to a place outside ROOT, where stage one does not follow; put the tables "
+            "beside the images, or bind the folder there by other means than a link"
+        )
+    if not there.any():
+        raise DatasetError(
+            f"{root}: none of the {len(images):,} images that the tables list is there, such as {images[0]}; unpack "
+            f"the images below this folder. Expected:\n{layout.tree}"
+        )
+    return there, beside if draft.images is None else draft.images.unlisted([*images, *draft.aside])
 
 
 def _without_twins(draft: Draft, name: str, notes: list[str]) -> pd.DataFrame:
     """The draft's table without rows that repeat another from end to end; what belongs to its rows goes along."""
     frame = draft.frame.reset_index(drop=True)
-    if not frame["id"].is_unique:
-        twin = frame.duplicated()
-        if not twin.any() or not frame["id"][~twin].is_unique:
-            again = frame["id"][frame["id"].duplicated()]
-            raise ManifestError(f"{name}: rows under one id that differ: {some_ids(again)}; keep one of each")
-        notes.append(f"{int(twin.sum()):,} rows repeat another and were left out, such as {frame['id'][twin].iloc[0]}")
-        kept = ~twin.to_numpy()
-        for part in ("split", "fraction", "official"):
-            value = getattr(draft, part)
-            setattr(draft, part, None if value is None else np.asarray(value)[kept])
-        frame = frame[kept].reset_index(drop=True)
-    return frame.copy()
+    if frame["id"].is_unique:
+        return frame.copy()
+    parts = [part for part in ("split", "fraction", "official") if getattr(draft, part) is not None]
+    twin = frame.assign(**{f"its {part}": np.asarray(getattr(draft, part)) for part in parts}).duplicated().to_numpy()
+    if not frame["id"][~twin].is_unique:
+        again = frame["id"][~twin]
+        raise ManifestError(
+            f"{name}: rows under one id that differ: {some_ids(again[again.duplicated()])}; keep one of each"
+        )
+    notes.append(f"{int(twin.sum()):,} rows repeat another and were left out, such as {frame['id'][twin].iloc[0]}")
+    for part in parts:
+        setattr(draft, part, np.asarray(getattr(draft, part))[~twin])
+    return frame[~twin].reset_index(drop=True)
 
 
 def _splits(draft: Draft, frame: pd.DataFrame, asked: Asked, notes: list[str]) -> tuple[Any, np.ndarray]:
-    if draft.split is not None:
-        return "paper", np.asarray(draft.split, object)
     known = "patient" in frame and bool((frame["patient"] != "").all())
     if not known:
         some = "no row names" if "patient" not in frame or (frame["patient"] == "").all() else "some rows do not name"
-        notes.append(f"patients unknown: {some} its patient, so a patient may stand on two sides of the split 'exam'")
+        notes.append(f"patients unknown: {some} its patient, so a patient may stand on two sides")
+    if draft.split is not None:
+        return draft.rule, np.asarray(draft.split, object)
     of_row, strata = groups(frame), _strata(draft, frame)
     split = np.asarray(draft.official if draft.official is not None else np.full(len(frame), ""), object).copy()
     has_test, has_valid = bool((split == "test").any()), bool((split == "valid").any())
@@ -340,18 +273,6 @@ def _strata(draft: Draft, frame: pd.DataFrame) -> np.ndarray:
 
 def _fractions(draft: Draft, frame: pd.DataFrame, asked: Asked) -> np.ndarray:
     if draft.fraction is not None:
-        return draft.fraction
+        return np.asarray(draft.fraction, np.float64)
     train = frame["split"].map(lambda split: "train" in split.split("+")).to_numpy(bool)
     return stratified_fractions(_strata(draft, frame), train, seed=asked.seed)
-
-
-def _note_absences(layout: Layout, root: Path, absent: Sequence[str], n: int, notes: list[str]) -> None:
-    if n == 0:
-        raise DatasetError(f"{root}: the tables of {layout.title} list no image; are they the official files?")
-    if len(absent) == n:
-        raise DatasetError(
-            f"{root}: none of the {n:,} images that the tables list is there, such as {absent[0]}; unpack the images "
-            f"below this folder. Expected:\n{layout.tree}"
-        )
-    if absent:
-        notes.append(f"{len(absent):,} of {n:,} listed images are absent and were left out, such as {absent[0]}")

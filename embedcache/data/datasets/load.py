@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from embedcache.data.datasets import chexpert, covidx, generic, mimic_cxr, nih, open_i, padchest, rsna, siim, vindr_cxr
 from embedcache.data.datasets.layout import Asked, Built, Layout, Option, SplitRule, build
 from embedcache.data.manifest import Manifest
-from embedcache.errors import DatasetError
+from embedcache.errors import DatasetError, SettingsError
 
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout
@@ -42,7 +42,7 @@ def load_dataset(
     test: float = 0.2,
     **options: Any,
 ) -> Manifest:
-    """The manifest of a dataset as it was downloaded; opens no image.
+    """The manifest of a dataset as it was downloaded; opens no image, unless `headers` asks for DICOM headers.
 
     `manifest.about.notes` says what was found: absent images (left out), the rule of the splits, rows set aside.
 
@@ -78,21 +78,27 @@ def build_dataset(
     """As `load_dataset`, with the images that are absent or in no table."""
     layout = layout_named(name)
     layout.check(task, options)
+    if seed < 0:
+        raise SettingsError(f"seed {seed}, expected 0 or more")
     options = {o.name: _as_given(o, options[o.name]) for o in layout.options if options.get(o.name) is not None}
     chosen = task if task is not None else next(iter(layout.tasks), "")
     return build(layout, root, Asked(split, chosen, seed, valid, test, options))
 
 
-def layout_named(name: str) -> Layout:
+def layout_named(name: str, *, others: Sequence[str] = ()) -> Layout:
     """A dataset's layout.
+
+    Args:
+        others: names that could be meant beside those of datasets.
 
     Raises:
         DatasetError: no such dataset; names those there are.
     """
     if name not in LAYOUTS:
-        close = difflib.get_close_matches(name, LAYOUTS, n=1)
+        known = [*LAYOUTS, *others]
+        close = difflib.get_close_matches(name, known, n=1)
         meant = f"did you mean {close[0]!r}? " if close else ""
-        raise DatasetError(f"no dataset {name!r}; {meant}There are {', '.join(LAYOUTS)}")
+        raise DatasetError(f"no dataset {name!r}; {meant}There are {', '.join(known)}")
     return LAYOUTS[name]
 
 

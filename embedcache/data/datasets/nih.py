@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from embedcache.data.datasets.headers import age_in_years
-from embedcache.data.datasets.layout import Asked, Draft, Layout, any_file, image_index, located, one_file, unlisted
+from embedcache.data.datasets.layout import Asked, Draft, Layout
+from embedcache.data.datasets.places import Images, any_file, one_file
 from embedcache.data.labels import LABEL_PREFIX, LabelSet
 from embedcache.data.masks import boxes_mask
-from embedcache.data.tables import numbers, opened, read_csv, take
+from embedcache.data.tables import numbers, read_csv, read_text, take
 from embedcache.errors import InputError, ManifestError, some_ids
 
 _FINDINGS = (
@@ -43,8 +44,8 @@ def _read(root: Path, asked: Asked) -> Draft:
     if others:
         notes.append(f"labels are those of {path.name}; {', '.join(others)} was left aside")
     frame = read_entries(path, notes)
-    index = image_index(root)
-    frame["image"] = located(frame["id"], index, expected="images/{}")
+    images = Images(root)
+    frame["image"] = images.locate(frame["id"], expected="images/{}", notes=notes)
     boxes = any_file(root, "BBox_List_2017.csv")
     if boxes is not None:
         frame = frame.join(_boxes(boxes), on="id")
@@ -56,7 +57,8 @@ def _read(root: Path, asked: Asked) -> Draft:
         official=_official(root, frame["id"], notes),
         patients_from="nih",
         notes=notes,
-        extra=unlisted(index, frame["image"]),
+        images=images,
+        draws_on="nih",
     )
 
 
@@ -136,10 +138,10 @@ def _official(root: Path, ids: pd.Series, notes: list[str]) -> np.ndarray | None
     if path is None:
         notes.append("no official list: test_list.txt is not there, so test patients are drawn")
         return None
-    test = _listed(path)
+    test = set(read_text(path).split())
     rest_path = any_file(root, "train_val_list.txt")
     if rest_path is not None:
-        rest = _listed(rest_path)
+        rest = set(read_text(rest_path).split())
         both = sorted(test & rest)
         if both:
             raise ManifestError(f"{rest_path}: {some_ids(both)} stand in {path.name} too; download both again")
@@ -154,14 +156,6 @@ def _official(root: Path, ids: pd.Series, notes: list[str]) -> np.ndarray | None
     return np.where(ids.isin(test), "test", "").astype(object)
 
 
-def _listed(path: Path) -> set[str]:
-    with opened(path) as file:
-        try:
-            return set(file.read().decode("utf-8-sig").split())
-        except UnicodeDecodeError as error:
-            raise ManifestError(f"{path}: not UTF-8 at byte {error.start}; download it again") from error
-
-
 LAYOUT = Layout(
     name="nih",
     title="NIH ChestX-ray14",
@@ -174,4 +168,5 @@ ROOT/
 """,
     marks=("Data_Entry_2017*.csv",),
     read=_read,
+    folders=("images", "images_*"),
 )

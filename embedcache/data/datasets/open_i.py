@@ -16,20 +16,11 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from embedcache.data.datasets.layout import (
-    Asked,
-    Draft,
-    Layout,
-    any_file,
-    grouped_rows,
-    image_index,
-    located,
-    one_file,
-    unlisted,
-)
+from embedcache.data.datasets.layout import Asked, Draft, Layout
+from embedcache.data.datasets.places import Images, any_file, one_file
 from embedcache.data.labels import LabelSet
 from embedcache.data.sections import findings_and_impression
-from embedcache.data.tables import read_csv, take
+from embedcache.data.tables import as_text, grouped_rows, read_csv, take
 from embedcache.errors import ManifestError
 
 _SECTIONS = ("comparison", "indication", "findings", "impression")
@@ -41,10 +32,10 @@ _SPREADSHEET = "#NAME?"  # what Kaggle's table has for texts such as '+PPD'
 
 
 def _read(root: Path, asked: Asked) -> Draft:
-    index = image_index(root)
+    index = Images(root)
     notes = ["no patients are named; the collection's paper counts as many as reports, so each report counts as one"]
     table, place = any_file(root, "indiana_reports.csv"), _place_of_xml(root)
-    if table is not None and (place is None or any(name.endswith(_KAGGLES) for name in index)):
+    if table is not None and (place is None or any(path.endswith(_KAGGLES) for path in index.paths)):
         reports, images = _kaggle(root, table)
         expected = "images/images_normalized/{}"
     else:
@@ -60,13 +51,13 @@ def _read(root: Path, asked: Asked) -> Draft:
         frame[["report", "mesh"]] = frame[["report", "mesh"]].fillna("")
     frame["report_id"] = frame["study"]
     frame["patient"] = frame["study"].str.removeprefix("CXR")
-    frame["image"] = located(frame["id"], index, expected=expected)
+    frame["image"] = index.locate(frame["id"], expected=expected, notes=notes)
     return Draft(
         frame,
         label_sets=(LabelSet("normal", "binary", ("normal",)),),
         patients_from="open-i",
         notes=notes,
-        extra=unlisted(index, frame["image"]),
+        images=index,
     )
 
 
@@ -139,10 +130,7 @@ def _report(path: Path, data: bytes) -> Mapping[str, Any]:
     Raises:
         ManifestError: not such a file, or it declares a document type, which can make a parser read without end.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 at byte {error.start}; download it again") from error
+    text = as_text(data, path)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ManifestError(f"{path}: declares a document type or entities, which no file of NLM's does; replace it")
     try:
@@ -183,4 +171,5 @@ ROOT/                                         or as Kaggle does
 """,
     marks=("indiana_reports.csv", *_FOLDERS, _ARCHIVE),
     read=_read,
+    folders=("images", "images_normalized", "NLMCXR_png", "ecgen-radiology"),
 )

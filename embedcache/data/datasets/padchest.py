@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from embedcache.data.datasets.layout import Asked, Draft, Layout, image_index, one_file, unlisted
+from embedcache.data.datasets.layout import Asked, Draft, Layout
+from embedcache.data.datasets.places import Images, one_file
 from embedcache.data.labels import LABEL_PREFIX, LabelSet
 from embedcache.data.tables import numbers, read_csv, take
 from embedcache.errors import ManifestError
@@ -113,16 +114,15 @@ def _read(root: Path, asked: Asked) -> Draft:
     frame["acquired"] = (date.str[:4] + "-" + date.str[4:6] + "-" + date.str[6:]).where(date != "", "")
     age = numbers(date.str[:4].rename("StudyDate_DICOM"), path) - numbers(rows["birth"].rename("PatientBirth"), path)
     frame["age"] = age.where(age.between(0, 120))
-    index = image_index(root)
-    found = rows["id"].map(index).astype(object)
-    frame["image"] = found.where(found.notna(), rows["folder"] + "/" + rows["id"])
+    images = Images(root)
+    frame["image"] = images.locate(rows["id"], expected=rows["folder"] + "/" + rows["id"], notes=notes)
     frame = pd.concat([frame, _labels(rows["terms"], path, notes)], axis=1)
     return Draft(
         frame,
         label_sets=(LabelSet("padchest", "multi-label", tuple(_FINER)),),
         patients_from="padchest",
         notes=notes,
-        extra=unlisted(index, frame["image"]),
+        images=images,
     )
 
 
@@ -168,5 +168,6 @@ ROOT/
   0/<ImageID>, ..., 54/<ImageID>                         <ImageDir>/<ImageID>, or any folder below ROOT
 """,
     marks=(_TABLE,),
+    folders=("[0-9]", "[0-9][0-9]"),
     read=_read,
 )

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from embedcache.data.datasets.headers import HEADERS, with_headers
-from embedcache.data.datasets.layout import Asked, Draft, Layout, image_index, located, one_file, unlisted
+from embedcache.data.datasets.layout import Asked, Draft, Layout
+from embedcache.data.datasets.places import Images, one_file
 from embedcache.data.labels import LabelSet
 from embedcache.data.masks import relative_rle_mask
-from embedcache.data.splits import published_fractions, published_holdout
+from embedcache.data.splits import in_parts, published_fractions, published_holdout
 from embedcache.data.tables import read_csv, take
 from embedcache.errors import InputError, ManifestError, some_ids
 
@@ -19,28 +20,32 @@ _SIZE = (1024, 1024)
 
 
 def _read(root: Path, asked: Asked) -> Draft:
-    path = one_file(root, "stage_2_train.csv", "train-rle.csv", "*/stage_2_train.csv", "*/train-rle.csv")
+    path = one_file(root, "stage_2_train.csv", "train-rle.csv")
     rows = take(read_csv(path), path, {"id": "ImageId", "runs": "EncodedPixels"})
     rows = rows.apply(lambda column: column.str.strip())
-    images, notes = _images(rows, path), []
-    index = image_index(root)
-    images["image"] = located(
-        images["id"], index, suffixes=(".dcm", ".png", ".jpg", ".jpeg"), expected="dicom-images-train/*/*/{}.dcm"
+    frame = _united(rows, path)
+    notes = ["the images come from NIH, whose patients nobody has published for them"]
+    images = Images(root)
+    frame["image"] = images.locate(
+        frame["id"],
+        suffixes=(".dcm", ".png", ".jpg", ".jpeg"),
+        expected="stage_2_images/{}.dcm" if path.name.startswith("stage_2") else "dicom-images-train/*/*/{}.dcm",
+        notes=notes,
     )
-    notes.append("the images come from NIH, whose patients nobody has published for them")
-    images = with_headers(images, root, asked, notes)
+    frame = with_headers(frame, root, asked, notes)
     draft = Draft(
-        images,
+        frame,
         label_sets=(LabelSet("pneumothorax", "binary", ("pneumothorax",)),),
         notes=notes,
-        extra=unlisted(index, images["image"]),
+        images=images,
+        draws_on="nih",
     )
     if asked.split == "paper":
-        draft.split, draft.fraction = _published(rows, images)
+        draft.split, draft.fraction = _published(rows, frame)
     return draft
 
 
-def _images(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _united(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     """One row for each image, in order of first appearance, with all its rows united in one mask."""
     empty = (rows["runs"] == "-1").to_numpy()
     if (rows["runs"] == "").any():
@@ -67,18 +72,16 @@ def _published(rows: pd.DataFrame, images: pd.DataFrame) -> tuple[np.ndarray, np
     In training the published code draws as many negative images as there are positive ones, and label fractions from
     these; the others have no fraction.
     """
-    parts = dict(zip(("train", "valid", "test"), published_holdout(len(rows), 0.3), strict=True))
-    ids = rows["id"].to_numpy(object)
-    members = {name: set(ids[at]) for name, at in parts.items()}
-    split = np.array(["+".join(n for n in parts if image in members[n]) for image in images["id"]], object)
-    in_order = pd.unique(pd.Series(ids[parts["train"]]))
-    positive = images.set_index("id")["label.pneumothorax"].reindex(in_order).to_numpy() == 1
+    number = pd.Series(range(len(images)), index=images["id"])
+    of_row = number.reindex(rows["id"]).to_numpy()  # the image of each row
+    train, valid, test = (pd.unique(of_row[at]) for at in published_holdout(len(rows), 0.3))
+    positive = images["label.pneumothorax"].to_numpy()[train] == 1
     state = np.random.RandomState(42)
-    negatives = in_order[~positive]
-    drawn = set(negatives[state.permutation(len(negatives))[: positive.sum()]])
-    used = np.concatenate([in_order[positive], [image for image in negatives if image in drawn]])
-    smallest = pd.Series(published_fractions(used, rounded_down=True, state=state), index=used)
-    return split, smallest.reindex(images["id"]).to_numpy()
+    negatives = train[~positive]
+    drawn = state.permutation(len(negatives))[: positive.sum()]
+    used = np.concatenate([train[positive], negatives[np.sort(drawn)]])
+    fraction = published_fractions(len(images), used, rounded_down=True, state=state)
+    return in_parts(len(images), train=train, valid=valid, test=test), fraction
 
 
 LAYOUT = Layout(
@@ -92,8 +95,9 @@ ROOT/                                                   or the re-release
   stage_2_train.csv
   stage_2_images/<ImageId>.dcm                          (or .png, .jpg; any folder below ROOT)
 """,
-    marks=("stage_2_train.csv", "train-rle.csv", "*/train-rle.csv"),
+    marks=("stage_2_train.csv", "train-rle.csv"),
     read=_read,
+    folders=("dicom-images-*", "stage_2_images"),
     published=True,
     options=(HEADERS,),
 )

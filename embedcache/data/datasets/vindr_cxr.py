@@ -14,20 +14,10 @@ import numpy as np
 import pandas as pd
 
 from embedcache.data.datasets.headers import HEADERS, with_headers
-from embedcache.data.datasets.layout import (
-    Asked,
-    Draft,
-    Layout,
-    Option,
-    any_file,
-    grouped_rows,
-    image_index,
-    located,
-    one_file,
-    unlisted,
-)
+from embedcache.data.datasets.layout import Asked, Draft, Layout, Option
+from embedcache.data.datasets.places import Images, any_file, one_file
 from embedcache.data.labels import LABEL_PREFIX, LabelSet
-from embedcache.data.tables import Names, numbers, read_csv, take
+from embedcache.data.tables import Names, grouped_rows, numbers, read_csv, take
 from embedcache.errors import ManifestError, some_ids
 
 _OF_KAGGLE = (
@@ -86,9 +76,9 @@ def _read(root: Path, asked: Asked) -> Draft:
             notes.append("image_labels_test.csv is not there, so the official test images are left out")
         else:
             parts.append(("test", _consensus(test_path)))
-    index = image_index(root)
+    images = Images(root)
     for part, rows in parts:
-        rows["image"] = located(rows["id"], index, suffixes=_SUFFIXES, expected=part + "/{}.dicom")
+        rows["image"] = images.locate(rows["id"], suffixes=_SUFFIXES, expected=part + "/{}.dicom", notes=notes)
     frame = pd.concat([rows.assign(official=part) for part, rows in parts], ignore_index=True)
     official = frame.pop("official")
     frame = with_headers(frame, root, asked, notes).assign(view="PA")
@@ -97,7 +87,7 @@ def _read(root: Path, asked: Asked) -> Draft:
         label_sets=(labels,),
         official=official.where(official == "test", ""),
         notes=notes,
-        extra=unlisted(index, frame["image"]),
+        images=images,
     )
 
 
@@ -166,6 +156,7 @@ ROOT/                                      or Kaggle's VinBigData
 """,
     marks=("annotations/image_labels_train.csv", "image_labels_train.csv", "train.csv"),
     read=_read,
+    folders=("train", "test", "annotations"),
     options=(
         Option("agree", "How many of a training image's three radiologists a label takes.", choices=_RULES),
         HEADERS,

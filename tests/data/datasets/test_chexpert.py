@@ -13,7 +13,7 @@ import embedcache
 from embedcache.data.datasets import chexpert as module
 from embedcache.data.datasets.load import build_dataset
 from embedcache.data.labels import CHEXPERT_LABELS
-from embedcache.errors import DatasetError, ManifestError
+from embedcache.errors import DatasetError, ManifestError, SettingsError
 
 HEADER = ",".join(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS])
 FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
@@ -129,7 +129,26 @@ def test_reports_of_chexpert_plus(tmp_path: Path) -> None:
     assert again.frame["report"].equals(manifest.frame["report"])
 
 
+def test_plus_may_list_some_images_of_a_study_only(tmp_path: Path) -> None:
+    frame = pd.read_csv(small(tmp_path) / "train.csv", keep_default_na=False)
+    said = frame["Path"].str.split("/", n=1).str[1]
+    plus = pd.DataFrame({"path_to_image": said, "report": "of " + said.str.rpartition("/")[0]})
+    plus = plus[~said.str.contains("lateral")].reset_index(drop=True)
+    plus.to_csv(tmp_path / PLUS, index=False)
+    rows = embedcache.load_dataset("chexpert", tmp_path).frame.set_index("id")
+    both = rows.loc[[f"patient00007/study1/{view}.jpg" for view in ("view1_frontal", "view2_lateral")]]
+    assert set(both["report"]) == {"of train/patient00007/study1"}
+    assert set(both["report_id"]) == {"patient00007/study1"}
+    twice = pd.DataFrame({"path_to_image": said, "report": said})  # another text for each image
+    twice.to_csv(tmp_path / PLUS, index=False)
+    rows = embedcache.load_dataset("chexpert", tmp_path).frame.set_index("id")
+    image = "patient00007/study1/view2_lateral.jpg"
+    assert rows.loc[image, ["report", "report_id"]].tolist() == [f"train/{image}", image]
+
+
 def test_other_labellers(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"drawn by the labels of train\.csv, not by chexbert's"):
+        embedcache.load_dataset("chexpert", small(tmp_path / "paper"), split="paper", labels="chexbert")
     frame = pd.read_csv(small(tmp_path) / "train.csv", dtype=str, keep_default_na=False)
     frame["Edema"] = "1.0"
     frame.to_csv(tmp_path / "train_cheXbert.csv", index=False)
@@ -164,6 +183,7 @@ def test_the_published_split_with_its_fault(tmp_path: Path, monkeypatch) -> None
     for name, part in expected.items():
         assert set(manifest.frame["image"][manifest.in_split(name)]) == set(part["Path"].str.split("/", n=1).str[1])
     assert (manifest.frame["view"] == "AP").all()
+    assert not any("in no table" in note for note in manifest.about.notes)
     tenth = expected["train"].sample(frac=0.1, random_state=42)
     assert set(manifest.frame["image"][manifest.in_fraction(0.1)]) == set(tenth["Path"].str.split("/", n=1).str[1])
     stayed = set(expected["valid"]["Path"]) & set(expected["train"]["Path"])

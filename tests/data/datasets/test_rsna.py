@@ -104,6 +104,8 @@ def test_with_the_mapping_exams_of_a_patient_stay_together(tmp_path: Path) -> No
 def test_nihs_table_gives_view_sex_and_age_through_the_mapping(tmp_path: Path) -> None:
     mapping(rsna(tmp_path))
     rows = [f"{k // 2 + 1:08d}_{k % 2:03d}.png,No Finding,{k % 2},{k // 2 + 1},{40 + k},M,AP,1,1,1,1" for k in range(N)]
+    np.random.default_rng(1).shuffle(rows)  # NIH's images come in an order of their own
+    rows.append(rows[0])
     header = (
         "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
         "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]\n"
@@ -111,6 +113,8 @@ def test_nihs_table_gives_view_sex_and_age_through_the_mapping(tmp_path: Path) -
     (tmp_path / "Data_Entry_2017_v2020.csv").write_text(header + "\n".join(rows) + "\n")
     frame = embedcache.load_dataset("rsna", tmp_path).frame.set_index("id")
     assert frame.loc[exam(7), ["view", "sex", "age"]].tolist() == ["AP", "M", 47]
+    kept = embedcache.load_dataset("rsna", tmp_path, headers=True).frame.set_index("id")  # no file has a header
+    assert kept.loc[exam(7), ["view", "sex", "age"]].tolist() == ["AP", "M", 47]
 
 
 def test_headers_give_view_sex_and_age(tmp_path: Path) -> None:
@@ -143,6 +147,8 @@ def test_the_published_splits_and_fractions_of_both_tasks(tmp_path: Path) -> Non
     test, valid = train_test_split(rest, test_size=0.5, random_state=0)
     for name, part in (("train", train), ("valid", valid), ("test", test)):
         assert set(frame["id"][frame["split"] == name]) == set(part["id"])
+    masks = embedcache.load_dataset("rsna", tmp_path, split="paper", task="classification").frame
+    assert masks["fraction"].equals(frame["fraction"])
     used = frame["id"][frame["fraction"] <= 0.1]
     assert set(used) == set(train.sample(frac=0.1, random_state=42)["id"])
     with pytest.raises(DatasetError, match=r"task 'detection', expected one of classification, segmentation"):
@@ -172,6 +178,14 @@ def test_converted_images_and_absent_ones(tmp_path: Path) -> None:
         (
             lambda root: (root / LABELS).write_text("patientId,x,y,width,height,Target\na,,,,,1\n"),
             "Target 1 and no box: 'a'",
+        ),
+        (
+            lambda root: (root / LABELS).write_text("patientId,x,y,width,height,Target\na,1,2,3,4,2\n"),
+            "Target is neither 0 nor 1 for 'a'",
+        ),
+        (
+            lambda root: (root / LABELS).write_text("patientId,x,y,width,height,Target\na,1,2,-3,4,1\n"),
+            r"train_labels\.csv: exam a: box 1 .* expected a width and a height above 0",
         ),
         (lambda root: mapping(root, 10), r"no entry for .* and 45 more; download the mapping again"),
         (lambda root: (root / MAPPING).write_text("[]"), "not RSNA's mapping"),
