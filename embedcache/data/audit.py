@@ -189,7 +189,7 @@ def unknown_overlaps(manifests: Sequence[Manifest]) -> list[str]:
     """A line for each two datasets that draw on one register's patients and do not both say whose images they are."""
     return [
         f"{a.name} and {b.name} both draw on the patients of {a.about.draws_on}, and which they share cannot be told: "
-        f"{' and '.join(m.name for m in (a, b) if m.about.patients_from != a.about.draws_on)} names none of them"
+        f"not named in {' and '.join(m.name for m in (a, b) if m.about.patients_from != a.about.draws_on)}"
         for a, b in combinations(manifests, 2)
         if a.about.draws_on and a.about.draws_on == b.about.draws_on
         if not a.about.patients_from == b.about.patients_from == a.about.draws_on

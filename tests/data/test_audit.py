@@ -161,7 +161,7 @@ def test_datasets_of_one_register_that_do_not_say_which_patients_they_share(tmp_
     assert unknown_overlaps([nih, mapped, other]) == []
     (line,) = unknown_overlaps([nih, rsna])
     assert line == (
-        "nih and rsna both draw on the patients of nih, and which they share cannot be told: rsna names none of them"
+        "nih and rsna both draw on the patients of nih, and which they share cannot be told: not named in rsna"
     )
 
 

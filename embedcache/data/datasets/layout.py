@@ -53,18 +53,18 @@ class Asked:
 
     Args:
         split: `patient` or `paper`.
-        task: one of the layout's tasks.
+        task: one of the layout's tasks; blank for the first.
         seed: of the `patient` splits.
         valid, test: their shares of the patients, where no official list says.
         options: values of the layout's options.
     """
 
-    split: SplitRule
-    task: str
-    seed: int
-    valid: float
-    test: float
-    options: Mapping[str, Any]
+    split: SplitRule = "patient"
+    task: str = ""
+    seed: int = 0
+    valid: float = 0.1
+    test: float = 0.2
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -30,6 +30,8 @@ LAYOUTS: Mapping[str, Layout] = {
     )
 }
 
+_OWN = ("split", "task", "seed", "valid", "test")  # what every dataset is asked
+
 
 def load_dataset(
     name: str,
@@ -64,25 +66,17 @@ def load_dataset(
     return build_dataset(name, root, split=split, task=task, seed=seed, valid=valid, test=test, **options).manifest
 
 
-def build_dataset(
-    name: str,
-    root: str | Path,
-    *,
-    split: SplitRule = "patient",
-    task: str | None = None,
-    seed: int = 0,
-    valid: float = 0.1,
-    test: float = 0.2,
-    **options: Any,
-) -> Built:
-    """As `load_dataset`, with the images that are absent or in no table."""
+def build_dataset(name: str, root: str | Path, **asked: Any) -> Built:
+    """As `load_dataset`, with the same arguments; gives the images that are absent or in no table, too."""
     layout = layout_named(name)
-    layout.check(task, options)
-    if seed < 0:
-        raise SettingsError(f"seed {seed}, expected 0 or more")
-    options = {o.name: _as_given(o, options[o.name]) for o in layout.options if options.get(o.name) is not None}
-    chosen = task if task is not None else next(iter(layout.tasks), "")
-    return build(layout, root, Asked(split, chosen, seed, valid, test, options))
+    own = {key: asked.pop(key) for key in _OWN if asked.get(key) is not None}
+    asked.pop("task", None)
+    layout.check(own.get("task"), asked)
+    if own.get("seed", 0) < 0:
+        raise SettingsError(f"seed {own['seed']}, expected 0 or more")
+    own.setdefault("task", next(iter(layout.tasks), ""))
+    options = {o.name: _as_given(o, asked[o.name]) for o in layout.options if asked.get(o.name) is not None}
+    return build(layout, root, Asked(**own, options=options))
 
 
 def layout_named(name: str, *, others: Sequence[str] = ()) -> Layout:
