@@ -184,3 +184,9 @@ def test_files_that_could_not_be_compared_are_counted(tmp_path: Path) -> None:
     (tmp_path / manifest.frame["image"][1]).unlink()
     report = manifest.audit()
     assert (report.n_compared, report.missing) == (2, (manifest.frame["id"][1],))
+
+
+def test_a_label_of_endless_classes_is_passed_over(tmp_path: Path) -> None:
+    manifest = made(tmp_path, **{"split": ["train", "test"] * 2, "sex": ["F", "M"] * 2, "label.n": [0, 1, 10**9, 1]})
+    report = manifest.audit(files=False)
+    assert (report.balance, report.shortcuts) == ((), ())
