@@ -7,7 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embedcache.data.datasets import chexpert, covidx, generic, mimic_cxr, nih, open_i, padchest, rsna, siim, vindr_cxr
+from embedcache.data.datasets import (
+    chexpert,
+    covidx,
+    generic,
+    mimic_cxr,
+    nih,
+    open_i,
+    packed,
+    padchest,
+    rsna,
+    siim,
+    vindr_cxr,
+)
 from embedcache.data.datasets.layout import Asked, Built, Layout, Option, SplitRule, build
 from embedcache.data.manifest import Manifest
 from embedcache.errors import DatasetError, SettingsError
@@ -27,6 +39,7 @@ LAYOUTS: Mapping[str, Layout] = {
         padchest.LAYOUT,
         vindr_cxr.LAYOUT,
         *generic.LAYOUTS,
+        *packed.LAYOUTS,
     )
 }
 
