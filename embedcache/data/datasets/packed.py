@@ -1,7 +1,7 @@
 """Datasets whose images lie within archives: webdataset tars, and the Parquet files of Hugging Face's hub.
 
-Stage one reads files, so the images are unpacked into `ROOT/unpacked/` once, where `unpack` says so; what lies there already
-in its size is not written again.
+Stage one reads files, so the images are unpacked into `ROOT/unpacked/`, where `unpack` says so; what lies there already
+is not written again.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _unpacked(root: Path, archive: str, name: str, data: bytes) -> str:
     """Writes an image below the root, unless it is there; gives its path relative to the root."""
     relative = f"{_FOLDER}/{archive}/{name.replace('/', '__')}"
     path = root / relative
-    if not path.is_file() or path.stat().st_size != len(data):
+    if not path.is_file() or path.read_bytes() != data:
         write_whole(path, lambda temporary: temporary.write_bytes(data))
     return relative
 
@@ -176,7 +176,7 @@ LAYOUTS = (
         title="webdataset tars",
         tree="""\
 ROOT/
-  train-0000.tar, test-0000.tar     <key>.png (or .jpg, .dcm), <key>.txt (report), <key>.cls (class), <key>.json (columns)
+  train-0000.tar, test-0000.tar     <key>.png (.jpg, .dcm), <key>.txt (report), <key>.cls (class), <key>.json (columns)
   unpacked/                         gets the images, with --unpack
 """,
         marks=(),
