@@ -129,7 +129,8 @@ def audit(manifest: Manifest, *, files: bool | Mapping[str, str | bytes], look: 
     members = {split: manifest.in_split(split) for split in SPLITS}
     shared: list[Shared] = []
     n_shared = {}
-    keys = _leak_keys(manifest, files_of([manifest])[0] if files is True else files or None)
+    digests = files if isinstance(files, Mapping) else files_of([manifest])[0] if files else None
+    keys = _leak_keys(manifest, digests)
     keys["report"] = frame["report"].map(lambda text: " ".join(text.split()))
     for kind, values in keys.items():
         in_pairs, n_shared[kind] = _within(kind, values, members)
@@ -146,7 +147,7 @@ def audit(manifest: Manifest, *, files: bool | Mapping[str, str | bytes], look: 
         balance=tuple(_balance(manifest, members)),
         missing=_missing(manifest) if look else None,
         shortcuts=tuple(shortcuts(manifest)),
-        n_compared=None if files is False else int(keys["file"].notna().sum()),
+        n_compared=None if digests is None else int(keys["file"].notna().sum()),
     )
 
 
@@ -197,9 +198,9 @@ def unknown_overlaps(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def files_of(manifests: Sequence[Manifest]) -> list[dict[str, str]]:
-    """A digest of each image file by id, of those to which another of the manifests' files can be equal.
+    """A digest of each manifest's image files by id, equal where the files are, within and between the manifests.
 
-    Files that cannot be read get none of another; a file that no other can equal has a digest of its own.
+    Files that cannot be read have none; a file that no other can equal has one that is no other's.
     """
     paths = [path for manifest in manifests for path in _paths(manifest)]
     digests = content_digests(paths)
@@ -217,9 +218,10 @@ def _warning(name: str, shared: Sequence[Shared], n_rows: Mapping[str, int]) -> 
     if not found:
         return ""
     worst = max(found, key=lambda s: (s.right == "test", s.n_right))
+    how = f"are in {worst.left} too" if worst.kind == "image" else f"share their {worst.kind} with {worst.left}"
     return (
-        f"{name}: {worst.n_right:,} of {n_rows[worst.right]:,} {worst.right} images share their {worst.kind} with "
-        f"{worst.left}: scores on {worst.right} are too good"
+        f"{name}: {worst.n_right:,} of {n_rows[worst.right]:,} {worst.right} images {how}: "
+        f"scores on {worst.right} are too good"
     )
 
 
