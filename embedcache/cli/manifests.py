@@ -83,6 +83,7 @@ def _command(layout: Layout) -> click.Command:
     """The command that makes a manifest of one dataset."""
 
     def make(root: Path, out: Path, strict: bool, as_json: bool, **options: Any) -> None:
+        from embedcache.data.audit import audit
         from embedcache.data.datasets.load import build_dataset
         from embedcache.data.manifest import check_suffix
 
@@ -93,7 +94,7 @@ def _command(layout: Layout) -> click.Command:
         built = build_dataset(layout.name, root, **given)
         built.manifest.write(out)
         _write_lists(out, built.absent, built.extra)
-        report = _audited(built.manifest)
+        report = audit(built.manifest, files=False, look=False)
         if as_json:
             about = {"manifest": str(out), "root": str(built.manifest.root), "notes": list(built.manifest.about.notes)}
             click.echo(json.dumps({**about, "audit": report.to_json()}))
@@ -108,7 +109,7 @@ def _command(layout: Layout) -> click.Command:
             click.echo(f"note: {note}", err=True)
         _end([report], [], [], strict)
 
-    tasks = ["--task"] if layout.tasks else []
+    task = click.Option(["--task"], type=click.Choice(layout.tasks), help="By default the first.")
     parameters: list[click.Parameter] = [
         click.Argument(["root"], type=PATH),
         click.Option(["-o", "--out"], type=PATH, required=True, help="The manifest to write, .parquet."),
@@ -118,7 +119,7 @@ def _command(layout: Layout) -> click.Command:
             help="patient: no patient on two sides."
             + (" paper: the published rule, with its leaks." if layout.published else ""),
         ),
-        *(click.Option([name], type=click.Choice(layout.tasks), help="By default the first.") for name in tasks),
+        *([task] if layout.tasks else []),
         click.Option(["--seed"], type=click.IntRange(min=0), help="Of the patient split; by default 0."),
         click.Option(["--valid"], type=click.FloatRange(0, 1, max_open=True), help="Its share; by default 0.1."),
         click.Option(
@@ -162,12 +163,6 @@ def _write_lists(out: Path, absent: Sequence[str], extra: Sequence[str]) -> None
         else:
             write_text(path, "".join(f"{p}\n" for p in paths))
             click.echo(f"{name} images are listed in {path}", err=True)
-
-
-def _audited(read: Manifest) -> AuditReport:
-    from embedcache.data.audit import audit
-
-    return audit(read, files=False, look=False)
 
 
 @manifest.command("audit")

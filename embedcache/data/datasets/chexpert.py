@@ -25,7 +25,6 @@ _SET = (LabelSet("chexpert", "multi-label", CHEXPERT_LABELS),)
 
 
 def _read(root: Path, asked: Asked) -> Draft:
-    policy = asked.options.get("uncertain") or ("paper" if asked.split == "paper" else "ignore")
     labeller = asked.options.get("labels") or next(iter(_TABLES))
     if asked.split == "paper" and labeller != next(iter(_TABLES)):
         raise SettingsError(f"chexpert: the published split is drawn by the labels of train.csv, not by {labeller}'s")
@@ -38,7 +37,7 @@ def _read(root: Path, asked: Asked) -> Draft:
         _publish(draft, len(train))
     else:
         draft.official = np.array([""] * len(train) + ["test"] * len(valid), object)
-    draft.frame = draft.frame.assign(**resolve_uncertain(draft.frame, CHEXPERT_LABELS, policy))
+    draft.frame = draft.frame.assign(**resolve_uncertain(draft.frame, CHEXPERT_LABELS, asked.uncertain))
     draft.frame["image"] = _located(root, draft.frame["below"])
     draft.aside = _located(root, pd.Series(draft.aside, dtype=object)).tolist()
     plus = any_file(root, "df_chexpert_plus*.csv", given=asked.options.get("reports"))

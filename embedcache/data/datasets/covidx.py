@@ -30,8 +30,7 @@ def _read(root: Path, asked: Asked) -> Draft:
     images = Images(root)
     for part in ("train", "test"):
         rows = _rows(one_file(root, f"{part}_COVIDx{asked.task}.txt"), labels)
-        own = Images(root, [part])
-        rows["image"] = (own if len(own) else images).locate(rows["id"], expected=part + "/{}", notes=notes)
+        rows["image"] = images.locate(rows["id"], expected=part + "/{}", folder=part, notes=notes)
         parts.append(rows.assign(official=part))
     n_train, frame = len(parts[0]), pd.concat(parts, ignore_index=True)
     twice = frame["id"].duplicated(keep=False) & ~frame.duplicated(keep=False)
@@ -46,7 +45,7 @@ def _read(root: Path, asked: Asked) -> Draft:
     draft = Draft(
         _with_patients(frame, mapping, notes),
         label_sets=(labels,),
-        official=official.where(official == "test", ""),
+        official=official,
         patients_from="nih" if mapping is not None else "covidx",
         notes=notes,
         images=images,
@@ -82,15 +81,15 @@ def _rows(path: Path, labels: LabelSet) -> pd.DataFrame:
     """Patient, file, class and source of each line, split by blanks; a file's name may hold blanks itself."""
     read = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        fields = line.split(" ")
-        if not line.strip():
+        fields = line.rstrip().split(" ")
+        if fields == [""]:
             continue
         if len(fields) < 4:
             raise ManifestError(
                 f"{path}: line {number} has {len(fields)} fields, expected patient, file, class and source; is it a "
                 "file of COVIDx version 9?"
             )
-        patient, *name, label, source = line.rstrip().split(" ")
+        patient, *name, label, source = fields
         if label not in labels.classes:
             raise ManifestError(
                 f"{path}: line {number}: class {label!r}, expected one of {', '.join(labels.classes)}; the file of "

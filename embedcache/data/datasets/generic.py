@@ -7,23 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from embedcache.data.datasets.layout import Asked, Draft, Layout, Option
+from embedcache.data.datasets.layout import SPLIT_NAMES, Asked, Draft, Layout, Option
 from embedcache.data.datasets.places import Images, any_file
 from embedcache.data.files import in_threads
 from embedcache.data.labels import LABEL_PREFIX, LabelSet, Task
 from embedcache.data.manifest import Manifest, is_made_here
 from embedcache.data.tables import read_text
 from embedcache.errors import DatasetError, SettingsError
-
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "test": "test",
-}
-
 
 _FOLDER_TREE = """\
 ROOT/
@@ -76,7 +66,7 @@ def _read_folder(root: Path, asked: Asked) -> Draft:
     """A folder for each class, in folders for splits or not."""
     paths, images = _paths(root, _FOLDER_TREE)
     parts = paths.str.split("/")
-    names = {name for name in parts.str[0] if name.lower() in _SPLITS}
+    names = {name for name in parts.str[0] if name.lower() in SPLIT_NAMES}
     in_splits = bool(names) and parts.str[0].isin(names).all()
     if names and not in_splits:
         others = sorted(set(parts.str[0]) - names)
@@ -94,15 +84,12 @@ def _read_folder(root: Path, asked: Asked) -> Draft:
         raise DatasetError(f"{root}: one folder of a class, {classes[0]}, expected two at least:\n{_FOLDER_TREE}")
     label = of_class.map(classes.index).astype(float)
     task: Task = "binary" if len(classes) == 2 else "multi-class"
-    draft = Draft(
+    return Draft(
         pd.DataFrame({"id": paths, "image": paths, f"{LABEL_PREFIX}class": label}),
         label_sets=(LabelSet("class", task, ("class",), classes),),
+        official=parts.str[0].str.lower().map(SPLIT_NAMES) if in_splits else None,
         images=images,
     )
-    if in_splits:
-        official = parts.str[0].str.lower().map(_SPLITS)
-        draft.official = official.where(official != "train", "")
-    return draft
 
 
 def _read_pairs(root: Path, asked: Asked) -> Draft:

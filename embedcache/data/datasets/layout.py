@@ -21,6 +21,14 @@ from embedcache.data.splits import patient_split, rarest_label, stratified_fract
 from embedcache.errors import DatasetError, ManifestError, SettingsError, some_ids
 
 SplitRule = Literal["patient", "paper"]
+SPLIT_NAMES = {  # what folders and archives of splits are called
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "test": "test",
+}
 _TYPES: dict[str, Any] = {"path": (str, Path), "flag": bool, "text": str, "pairs": Mapping}
 _WORDS = {"path": "a path", "flag": "true or false", "text": "a text", "pairs": "<ours>: <theirs> for each column"}
 
@@ -66,6 +74,11 @@ class Asked:
     test: float = 0.2
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def uncertain(self) -> str:
+        """What uncertain labels count as; see `UNCERTAIN`."""
+        return self.options.get("uncertain") or ("paper" if self.split == "paper" else "ignore")
+
 
 @dataclass
 class Draft:
@@ -76,7 +89,8 @@ class Draft:
         label_sets: of its labels; the first is what splits and fractions are balanced by.
         split: of each row under the paper's rule, which is then final.
         fraction: the least published label fraction under which each row is used, NaN where none.
-        official: the official list's split of each row, blank where it says nothing; test rows stay test.
+        official: the official list's split of each row, or blank. Its test and valid rows stay so; all others, those of
+            training too, are dealt out by patient.
         patients_from: the register of its patients.
         notes: what the user should know of the reading.
         name: of the manifest; by default the layout's.

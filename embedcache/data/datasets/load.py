@@ -82,14 +82,14 @@ def load_dataset(
 def build_dataset(name: str, root: str | Path, **asked: Any) -> Built:
     """As `load_dataset`, with the same arguments; gives the images that are absent or in no table, too."""
     layout = layout_named(name)
-    own = {key: asked.pop(key) for key in _OWN if asked.get(key) is not None}
-    asked.pop("task", None)
-    layout.check(own.get("task"), asked)
+    own = {key: asked[key] for key in _OWN if asked.get(key) is not None}
+    options = {key: value for key, value in asked.items() if key not in _OWN}
+    layout.check(own.get("task"), options)
     if own.get("seed", 0) < 0:
         raise SettingsError(f"seed {own['seed']}, expected 0 or more")
     own.setdefault("task", next(iter(layout.tasks), ""))
-    options = {o.name: _as_given(o, asked[o.name]) for o in layout.options if asked.get(o.name) is not None}
-    return build(layout, root, Asked(**own, options=options))
+    given = {o.name: _as_given(o, options[o.name]) for o in layout.options if options.get(o.name) is not None}
+    return build(layout, root, Asked(**own, options=given))
 
 
 def layout_named(name: str, *, others: Sequence[str] = ()) -> Layout:

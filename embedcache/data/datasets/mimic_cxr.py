@@ -91,10 +91,9 @@ def _labelled(
         if asked.split == "paper" or asked.options.get("labels"):
             raise DatasetError(f"{root}: no mimic-cxr-2.0.0-{labeller}.csv in it; download it into this folder")
         return rows, ()
-    policy = asked.options.get("uncertain") or ("paper" if asked.split == "paper" else "ignore")
-    labels = _labels(path, policy)
+    labels = _labels(path, asked.uncertain)
     if asked.options.get("radiologists"):
-        read = _labels(one_file(root, "mimic-cxr-2.1.*-test-set-labeled.csv"), policy)
+        read = _labels(one_file(root, "mimic-cxr-2.1.*-test-set-labeled.csv"), asked.uncertain)
         of_test = set(rows["study"][rows["official"] == "test"])
         labels = pd.concat([labels[~labels["study"].isin(of_test)], read[read["study"].isin(of_test)]])
         unread = len(of_test - set(read["study"]))

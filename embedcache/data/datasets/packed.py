@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from embedcache.data.datasets.layout import Asked, Draft, Layout, Option
+from embedcache.data.datasets.layout import SPLIT_NAMES, Asked, Draft, Layout, Option
 from embedcache.data.files import IMAGE_SUFFIXES
 from embedcache.data.labels import LABEL_PREFIX, LabelSet, Task
 from embedcache.data.tables import as_text
@@ -24,7 +24,6 @@ from embedcache.errors import DatasetError, ManifestError
 from embedcache.output import write_whole
 
 _FOLDER = "unpacked"
-_SPLITS = (("train", ""), ("valid", "valid"), ("val", "valid"), ("test", "test"))  # how names of archives begin
 _UNPACK = Option("unpack", f"Write the images as files below ROOT/{_FOLDER}/, which stage one needs.", "flag")
 _REPORTS = ("report", "text", "caption")  # columns of the hub that hold one
 
@@ -132,15 +131,13 @@ def _drafted(root: Path, rows: list[dict[str, Any]], classes: tuple[str, ...] = 
     texts = [column for column in frame if column not in (*labels, "age")]
     frame = frame.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
     frame["id"] = frame.pop("key")
-    official = frame.pop("official").to_numpy(object)
+    official = frame.pop("official")
     own = f"{LABEL_PREFIX}class"
     sets: tuple[LabelSet, ...] = ()
     if own in frame:
         task: Task = "binary" if frame[own].max() <= 1 else "multi-class"
         sets = (LabelSet("class", task, ("class",), classes),)
-    return Draft(
-        frame, label_sets=sets, official=official if (official != "").any() else None, name=root.resolve().name
-    )
+    return Draft(frame, label_sets=sets, official=official, name=root.resolve().name)
 
 
 def _archives(root: Path, pattern: str) -> list[Path]:
@@ -158,7 +155,8 @@ def _check_unpack(root: Path, asked: Asked) -> None:
 
 
 def _split_of(stem: str) -> str:
-    return next((split for begin, split in _SPLITS if stem.lower().startswith(begin)), "")
+    """By how the archive's name begins."""
+    return next((split for begin, split in SPLIT_NAMES.items() if stem.lower().startswith(begin)), "")
 
 
 def _unpacked(root: Path, archive: str, name: str, data: bytes) -> str:

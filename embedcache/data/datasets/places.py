@@ -80,18 +80,15 @@ def any_file(root: Path, *patterns: str, given: Path | None = None) -> Path | No
 class Images:
     """The image files below a root by their names, however deep or flat they were unpacked; hidden ones aside.
 
-    Args:
-        tops: folders directly below the root to look into; by default all.
-
     Raises:
         DatasetError: a folder that cannot be listed.
     """
 
-    def __init__(self, root: Path, tops: Sequence[str] = ()) -> None:
+    def __init__(self, root: Path) -> None:
         self.links_out: list[str] = []
         self._root = root
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        self.paths = sorted(path for top in tops or ("",) for path in self._below(root / top))
+        self.paths = sorted(self._below())
         for path in sorted(self.paths, key=lambda path: (path.count("/"), path)):
             self._by_name[_key(path.rpartition("/")[2])].append(path)
 
@@ -99,7 +96,13 @@ class Images:
         return len(self.paths)
 
     def locate(
-        self, ids: pd.Series, *, expected: str | pd.Series, suffixes: Sequence[str] = ("",), notes: list[str]
+        self,
+        ids: pd.Series,
+        *,
+        expected: str | pd.Series,
+        suffixes: Sequence[str] = ("",),
+        folder: str = "",
+        notes: list[str],
     ) -> pd.Series:
         """The path of each image by its name; of several files the one in its official place, else the highest.
 
@@ -107,12 +110,14 @@ class Images:
             ids: file names, or their stems.
             expected: the official path, with `{}` for the id; what is absent is named by it.
             suffixes: that an id may have, in capitals or not.
+            folder: below the root, that these images are in, if any image is.
             notes: gets how many names are there more than once.
         """
         official = ids.map(expected.format) if isinstance(expected, str) else expected
+        inside = f"{folder}/" if folder and any(path.startswith(f"{folder}/") for path in self.paths) else ""
         found, n_several = [], 0
         for name, place in zip(ids, official, strict=True):
-            there = next((paths for s in suffixes if (paths := self._by_name.get(_key(name + s)))), [place])
+            there = next((paths for s in suffixes if (paths := self._named(name + s, inside))), [place])
             n_several += len(there) > 1
             found.append(place if place in there else there[0])
         if n_several:
@@ -126,11 +131,14 @@ class Images:
         """Files that are not among these paths."""
         return sorted(set(self.paths) - set(listed))
 
-    def _below(self, top: Path) -> Iterable[str]:
+    def _named(self, name: str, inside: str) -> list[str]:
+        return [path for path in self._by_name.get(_key(name), ()) if path.startswith(inside)]
+
+    def _below(self) -> Iterable[str]:
         def refuse(error: OSError) -> None:
             raise DatasetError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
-        for folder, below, files in os.walk(top, onerror=refuse if top.is_dir() else None):
+        for folder, below, files in os.walk(self._root, onerror=refuse):
             below[:] = sorted(name for name in below if not name.startswith("."))
             inside = Path(folder).relative_to(self._root).as_posix()
             prefix = "" if inside == "." else inside + "/"
