@@ -41,7 +41,9 @@ def _samples(root: Path, path: Path) -> Iterator[dict[str, Any]]:
             for member in archive:
                 if not member.isfile():
                     continue
-                key, _, kind = member.name.removeprefix("./").partition(".")
+                folder, slash, file_name = member.name.removeprefix("./").rpartition("/")
+                stem, _, kind = file_name.partition(".")  # a folder may have dots in its name
+                key = folder + slash + stem
                 row = parts.setdefault(key, {"key": f"{path.stem}/{key}", "official": _split_of(path.stem)})
                 file = archive.extractfile(member)
                 assert file is not None  # it is a file
@@ -54,6 +56,8 @@ def _samples(root: Path, path: Path) -> Iterator[dict[str, Any]]:
                     row[f"{LABEL_PREFIX}class"] = float(as_text(data, path / member.name))
                 elif kind == "json":
                     row |= _columns(json.loads(as_text(data, path / member.name)))
+    except ManifestError:
+        raise
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
         raise ManifestError(f"{path}: cut short, damaged, or no webdataset ({error}); download it again") from error
     yield from (row for row in parts.values() if "image" in row)

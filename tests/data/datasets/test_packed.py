@@ -65,6 +65,18 @@ def test_webdataset_tars(tmp_path: Path) -> None:
     assert (tmp_path / row["image"]).stat().st_mtime_ns == stamp
 
 
+def test_folders_with_dots_and_texts_that_are_none(tmp_path: Path) -> None:
+    members = {f"v1.0/{k}.png": png(k) for k in range(3)}
+    tar(tmp_path / "all.tar", members)
+    assert embedcache.load_dataset("webdataset", tmp_path, unpack=True).frame["id"].tolist() == [
+        "all/v1.0/0", "all/v1.0/1", "all/v1.0/2",
+    ]  # fmt: skip
+    tar(tmp_path / "all.tar", {**members, "v1.0/0.txt": b"\xff"})
+    with pytest.raises(ManifestError, match=r"all\.tar/v1\.0/0\.txt: not UTF-8 at byte 0") as caught:
+        embedcache.load_dataset("webdataset", tmp_path, unpack=True)
+    assert "cut short" not in str(caught.value)
+
+
 def test_a_tar_cut_short_is_named(tmp_path: Path) -> None:
     path = shards(tmp_path) / "train-0000.tar"
     path.write_bytes(path.read_bytes()[:5000])
