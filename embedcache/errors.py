@@ -111,6 +111,10 @@ class RunNotFoundError(UserError, FileNotFoundError):
     """No trained Adaptor in a run directory."""
 
 
+class RunStateError(UserError, ValueError):
+    """A run directory that holds another run, or a checkpoint that cannot be read."""
+
+
 class MissingIdsError(UserError, KeyError):
     """Ids that a store does not hold."""
 

@@ -19,20 +19,22 @@ class Progress:
         label: what is being done.
         total: how many units there are.
         unit: the word for one unit, such as `image`.
+        done: how many were done before.
+        shown: whether anything is shown at all.
     """
 
-    def __init__(self, label: str, *, total: int, unit: str) -> None:
+    def __init__(self, label: str, *, total: int, unit: str, done: int = 0, shown: bool = True) -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._done, self._note = 0, ""
+        self._done, self._note, self._before = done, "", done
         self._started = self._last_line = time.monotonic()
         self._first: tuple[int, float] | None = None  # units and time when the first were done
-        self._shown = -1
+        self._shown: int | None = -1 if shown else None
         self._lock = threading.Lock()
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, desc=label, unit=f" {unit}", dynamic_ncols=True)
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Counts `n` units as done; `note` is shown beside the count."""
@@ -48,18 +50,18 @@ class Progress:
                 self._print_line()
 
     def _print_line(self) -> None:
-        if self._shown == self._done:
+        if self._shown is None or self._shown == self._done:
             return
         self._shown = self._done
         note = f", {self._note}" if self._note else ""
         rate = self._rate(time.monotonic())
-        left = f", {in_words((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
+        left = f", {in_words((self._total - self._done) / rate)} left" if rate > 0 and self._done < self._total else ""
         counted = f"{self._label}: {self._done}/{self._total} {self._unit}, {rate:,.1f} {self._unit}/s"
         print(f"{counted}{left}{note}", file=sys.stderr)
 
     def _rate(self, now: float) -> float:
         """Units a second: in the end over all, before from the first on, so that a slow start makes no long wait."""
-        done, since = self._done, self._started
+        done, since = self._done - self._before, self._started
         if self._first is not None and self._first[0] < self._done < self._total:
             done, since = self._done - self._first[0], self._first[1]
         return done / max(now - since, 1e-9)

@@ -1,12 +1,15 @@
-"""Settings as frozen dataclasses whose bounds are written once, in the types.
+"""Settings as frozen dataclasses whose bounds and choices are written once, in the types.
 
-`Annotated[int, Ge(1)]` is checked by pydantic where a recipe sets the field, and by `check` where Python does.
+`Annotated[int, Ge(1)]` and `Literal["a", "b"]` are checked by pydantic where a recipe sets the field, and by `check`
+where Python does.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any, get_type_hints
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -21,18 +24,34 @@ _BOUNDS = {
 
 
 def check(settings: Any) -> None:
-    """Compares every field with the bounds in its type.
+    """Compares every field with the bounds and choices in its type.
 
     Raises:
         ValueError: all fields that break one, with what was found and expected.
     """
-    wrong = []
-    for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        value = getattr(settings, name)
+    hints = get_type_hints(type(settings), include_extras=True)
+    wrong = [
+        f"{name} is {value!r}, expected {expected}"
+        for name, hint in hints.items()
+        for value in [getattr(settings, name)]
+        for expected in _broken(value, hint)
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _broken(value: Any, hint: Any) -> Iterator[str]:
+    """What a type expects and a value does not keep."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            yield f"one of {', '.join(map(str, get_args(hint)))}"
+    elif get_origin(hint) in (Union, UnionType):  # a bounded value, or None
+        if value is not None:
+            for kind in get_args(hint):
+                yield from _broken(value, kind)
+    else:
         for bound in getattr(hint, "__metadata__", ()):
             attribute, holds, words = _BOUNDS[type(bound)]
             limit = getattr(bound, attribute)
             if not holds(value, limit):
-                wrong.append(f"{name} is {value!r}, expected {words} {limit}")
-    if wrong:
-        raise ValueError("; ".join(wrong))
+                yield f"{words} {limit}"

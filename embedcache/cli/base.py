@@ -19,7 +19,7 @@ from embedcache import __version__
 from embedcache.errors import EmbedCacheError
 
 PATH = click.Path(path_type=Path)
-_RESUMED = ("extract", "run")  # called again, these go on where they were stopped
+_RESUMED = ("extract", "run", "train")  # called again, these go on where they were stopped
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

@@ -1,4 +1,4 @@
-"""Commands of the two stages: encode, train, probe, or all of it by a recipe."""
+"""Commands of stage one, and of recipes, which run both stages."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def extract(manifest: Path, encoder: str, store_dir: Path, plan: bool, as_json: 
 
 
 def _refuse_unless_room(estimates: Collection[Estimate]) -> None:
-    from embedcache.stage_one.resources import check_room
+    from embedcache.resources import check_room
 
     check_room({found.store: found.bytes_needed for found in estimates})
     for found in estimates:
@@ -223,60 +223,3 @@ def _refuse_unless_room(estimates: Collection[Estimate]) -> None:
                 f"{found.store}: needs more memory than is free; take fewer --workers, a smaller --batch-size or "
                 "--shard-rows, or a --token-grid"
             )
-
-
-@main.command()
-@click.argument("manifest", type=PATH)
-@click.argument("image_store", type=PATH)
-@click.argument("text_store", type=PATH)
-@click.option("--run-dir", type=PATH, required=True)
-@click.option("--epochs", type=click.IntRange(min=1))
-@click.option("--batch-size", type=click.IntRange(min=2))
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True))
-@click.option("--seed", type=int)
-@click.option("--device")
-@json_option
-def train(manifest: Path, image_store: Path, text_store: Path, run_dir: Path, as_json: bool, **options: Any) -> None:
-    """Stage two: train an Adaptor on the pairs of two stores.
-
-    \b
-    embedcache train manifest.parquet cache/mine/dinov2-s cache/mine/bert --run-dir runs/mine
-    """
-    from embedcache.data.manifest import Manifest
-    from embedcache.stage_two.train import TrainConfig
-    from embedcache.stage_two.train import train as run_train
-
-    config = TrainConfig(**{name: value for name, value in options.items() if value is not None})
-    result = run_train(Manifest.read(manifest), image_store, text_store, run_dir, config=config)
-    if as_json:
-        click.echo(json.dumps(result.to_json()))
-        return
-    best = result.history[result.best_epoch]
-    click.echo(
-        f"{result.n_train} training pairs, {result.n_valid} validation pairs, best epoch {result.best_epoch + 1} of "
-        f"{len(result.history)}: validation loss {best['valid_loss']:.3f}\nrun directory: {run_dir}"
-    )
-
-
-@main.command()
-@click.argument("manifest", type=PATH)
-@click.argument("image_store", type=PATH)
-@click.option("--label", required=True, help="Name of the manifest's label set.")
-@click.option("--run-dir", type=PATH, help="A run of 'embedcache train': its Adaptor is applied.")
-@click.option("--text-store", type=PATH, help="Needed for the control text-as-label.")
-@json_option
-def probe(
-    manifest: Path, image_store: Path, label: str, run_dir: Path | None, text_store: Path | None, as_json: bool
-) -> None:
-    """Score the embeddings of a store on a label, beside controls.
-
-    \b
-    embedcache probe manifest.parquet cache/mine/dinov2-s --label pneumonia --run-dir runs/mine
-    """
-    from embedcache.data.manifest import Manifest
-    from embedcache.stage_two.probe import probe as run_probe
-
-    result = run_probe(Manifest.read(manifest), image_store, label=label, run_dir=run_dir, text_store=text_store)
-    click.echo(result.scores.to_json(orient="records") if as_json else result.scores.to_string(index=False))
-    if result.warning:
-        click.echo(f"warning: {result.warning}", err=True)

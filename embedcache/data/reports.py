@@ -10,14 +10,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from embedcache.data.sections import findings_and_impression
 from embedcache.errors import InputError, ManifestError
 from embedcache.fingerprint import input_digest
-from embedcache.settings import STRICT
+from embedcache.settings import STRICT, check
 
 Unit = Literal["report", "caption", "findings", "impression", "sentence"]
 Rule = Literal["clean", "paper"]
@@ -63,12 +63,7 @@ class ReportPolicy:
     rule: Rule = "clean"
 
     def __post_init__(self) -> None:
-        wrong = []
-        for name, options in (("unit", get_args(Unit)), ("rule", get_args(Rule))):
-            if getattr(self, name) not in options:
-                wrong.append(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(options)}")
-        if wrong:
-            raise ValueError("; ".join(wrong))
+        check(self)
 
 
 def clean_report(text: str) -> str:

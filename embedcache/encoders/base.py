@@ -156,7 +156,12 @@ class Model:
             "compute_dtype": {"autocast": options.compute_dtype} if options.compute_dtype != "float32" else "float32",
             "preprocessing_version": PREPROCESSING_VERSION,
         }
-        notes = {**run_notes(device, *self.libraries), "compiled": "yes" if options.compile else "no", **self.notes}
+        notes = {
+            **run_notes(device, *self.libraries),
+            "compiled": "yes" if options.compile else "no",
+            "parameters": sum(p.numel() for p in self.module.parameters()),
+            **self.notes,
+        }
         return EncoderRecord(name or self.name, identity, notes)
 
     def compiled(self, options: EncoderOptions, *, dynamic: bool) -> Callable[..., Any]:

@@ -17,8 +17,7 @@ from embedcache.device import cores_of_thread, count_cores, full_precision, is_o
 from embedcache.encoders.base import Encoded, Encoder, Prepared
 from embedcache.errors import InputError
 from embedcache.progress import in_words
-from embedcache.stage_one.pipeline import SHARDS_FILLING, SHARDS_UNWRITTEN, batched, encoding_threads
-from embedcache.stage_one.resources import (
+from embedcache.resources import (
     available_bytes,
     forget_peak,
     free_bytes,
@@ -26,6 +25,7 @@ from embedcache.stage_one.resources import (
     peak_bytes,
     resident_bytes,
 )
+from embedcache.stage_one.pipeline import SHARDS_FILLING, SHARDS_UNWRITTEN, batched, encoding_threads
 from embedcache.stage_one.rows import layout_for
 from embedcache.stage_one.samples import Samples, spread
 from embedcache.store.layout import Layout

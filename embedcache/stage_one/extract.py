@@ -19,11 +19,11 @@ from embedcache.device import count_cores
 from embedcache.encoders.base import Encoder
 from embedcache.errors import EmbedCacheError, InputError, ManifestError, StoreNotFoundError, some_ids
 from embedcache.fingerprint import input_digest
+from embedcache.resources import check_room
 from embedcache.stage_one.asked import Asked
 from embedcache.stage_one.estimate import Estimate, bytes_on_disk, estimate, fitting_batch, mean_tokens
 from embedcache.stage_one.phases import Phases
 from embedcache.stage_one.plan import Part, ids_of, next_plan, work_for
-from embedcache.stage_one.resources import check_room
 from embedcache.stage_one.samples import Samples
 from embedcache.stage_one.work import run_all, warn_of_mixing
 from embedcache.stage_one.workers import Backend, Workers

@@ -1,26 +1,30 @@
 """The Adaptor of *Freeze the backbones* (2024): a light module on top of frozen, cached embeddings.
 
-Shape notation: b samples, l tokens, d_image and d_text embedding widths, p projection width, h heads, f
-feed-forward width.
+Shape notation: b pairs, l tokens, d_image and d_text embedding widths, p projection width.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from embedcache.errors import RunNotFoundError
+from embedcache.errors import FingerprintMismatchError, RunNotFoundError
+from embedcache.output import write_text, write_whole
+from embedcache.stage_two.config import TrainConfig
+from embedcache.stage_two.inputs import InputNorm, unit
+from embedcache.stage_two.tensors import width
+from embedcache.stage_two.towers import AttentionTowers, SeparateTowers, mean_token, mlp_tower, separate_towers
+from embedcache.store.store import Store
 
-INITIAL_LOGIT_SCALE = 2.6592  # log(1 / 0.07), as in CLIP
-_WEIGHTS, _CONFIG = "adaptor.safetensors", "adaptor.json"
+WEIGHTS, CONFIG = "adaptor.safetensors", "config.json"
+KINDS = ("attention", "mlp", "linear", "identity")
 
 
 class AdaptorOutput(NamedTuple):
@@ -35,78 +39,34 @@ class AdaptorOutput(NamedTuple):
     logits_per_text: Tensor
 
 
-@dataclass(frozen=True)
-class AdaptorConfig:
-    """Sizes of an Adaptor, as kept beside its weights."""
+class Adaptor(nn.Module, PyTorchModelHubMixin):
+    """Brings both modalities into one space.
 
-    image_dim: int
-    text_dim: int
-    projection_dim: int = 768
-    n_layers: int = 2
-    n_heads: int = 12
-    ff_dim: int = 2048
-    dropout: float = 0.1
+    `attention` is the paper's (*Freeze the backbones*, arXiv 2401.01179): two bias-free projections, L2 norm,
+    `n_layers` post-norm blocks shared by both modalities, L2 norm. On pooled embeddings each modality is a single
+    token, no information crosses between them, and the blocks run without queries and keys. Tokens attend to the
+    tokens of their own sample, and a pair is compared by the mean over its unit vectors.
 
-
-class AttentionBlock(nn.Module):
-    """Attention, residual, LayerNorm, feed-forward, residual, LayerNorm.
-
-    With one key the attention weight is exactly 1 whatever the query, so a single token needs neither queries
-    nor keys; dropout of attention weights becomes dropout of whole heads.
-    """
-
-    def __init__(self, dim: int, *, n_heads: int, ff_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.dim, self.n_heads, self.dropout = dim, n_heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))  # queries, keys, values
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-        self.linear1 = nn.Linear(dim, ff_dim)
-        self.linear2 = nn.Linear(ff_dim, dim)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One token per sample, (b, p), or self-attention over the tokens of each sample, (b, l, p)."""
-        attended = self._attend_single(x) if x.ndim == 2 else self._attend(x)
-        x = self.norm1(x + F.dropout(self.out_proj(attended), self.dropout, self.training))
-        hidden = F.dropout(F.relu(self.linear1(x)), self.dropout, self.training)  # (..., f)
-        return self.norm2(x + F.dropout(self.linear2(hidden), self.dropout, self.training))
-
-    def _attend_single(self, x: Tensor) -> Tensor:
-        values = F.linear(x, self.in_proj_weight[2 * self.dim :], self.in_proj_bias[2 * self.dim :])
-        if not (self.training and self.dropout):
-            return values
-        heads = F.dropout(values.new_ones(len(x), self.n_heads, 1), self.dropout)
-        return (values.view(len(x), self.n_heads, -1) * heads).flatten(1)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        b, length, _ = x.shape
-        query, key, value = (
-            part.view(b, length, self.n_heads, -1).transpose(1, 2)  # (b, h, l, p / h)
-            for part in F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        )
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2).flatten(2)
-
-
-class Adaptor(nn.Module):
-    """Projects both modalities into one space and refines them with shared attention blocks.
-
-    Source: *Freeze the backbones*, arXiv 2401.01179. Two bias-free projections, L2 norm, `n_layers` post-norm
-    blocks shared by both modalities, L2 norm. On pooled embeddings each modality is a single token, no information
-    crosses between them, and the blocks run without queries and keys.
+    The others are to be compared with it: `mlp` (a tower of residual inverted bottlenecks for each modality, as in
+    FuseMix), `linear` (a projection for each), `identity` (the embeddings themselves; nothing but the scale learns).
 
     Args:
         image_dim: d_image, width of the image embeddings.
         text_dim: d_text, width of the text embeddings.
-        projection_dim: p, width of the shared space.
-        n_layers: attention blocks.
-        n_heads: h, must divide `projection_dim`.
-        ff_dim: f, width of the feed-forward layer.
-        dropout: of attention weights, of the feed-forward layer and of both residual branches.
+        kind: `attention`, `mlp`, `linear` or `identity`.
+        projection_dim: p, width of the shared space; `identity` keeps the embeddings' own.
+        n_layers: blocks of `attention` and `mlp`.
+        n_heads: of `attention`, must divide `projection_dim`.
+        ff_dim: width of the feed-forward layer of `attention` and `mlp`.
+        dropout: of attention weights, of the feed-forward layer and of residual branches.
+        attention: over tokens: `self`, or `cross-modal`, where each modality asks the other's tokens, as the paper's
+            formula says. That one has a shortcut: an image's vector then depends on its own report, so the loss falls
+            even where images and reports have nothing to do with each other, and what was learnt is of no use for an
+            image alone.
+        normalise: of the inputs: `none`, `l2`, `zscore` or `whiten`, fitted on training rows; see `InputNorm`.
+        logit_scale: logarithm of the factor of all similarities, at the start.
+        logit_bias: what is added to them, at the start; None for no such parameter.
+        encoders: for each modality `name` and `fingerprint` of the encoder whose embeddings it was trained on.
     """
 
     def __init__(
@@ -114,132 +74,289 @@ class Adaptor(nn.Module):
         image_dim: int,
         text_dim: int,
         *,
+        kind: str = "attention",
         projection_dim: int = 768,
         n_layers: int = 2,
         n_heads: int = 12,
         ff_dim: int = 2048,
         dropout: float = 0.1,
+        attention: str = "self",
+        normalise: str = "none",
+        logit_scale: float = TrainConfig().logit_scale,
+        logit_bias: float | None = None,
+        encoders: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         super().__init__()
-        if projection_dim % n_heads:
-            raise ValueError(f"projection_dim ({projection_dim}) must be divisible by n_heads ({n_heads})")
-        self.config = AdaptorConfig(image_dim, text_dim, projection_dim, n_layers, n_heads, ff_dim, dropout)
-        self.image_projection = nn.Linear(image_dim, projection_dim, bias=False)
-        self.text_projection = nn.Linear(text_dim, projection_dim, bias=False)
-        self.blocks = nn.ModuleList(
-            AttentionBlock(projection_dim, n_heads=n_heads, ff_dim=ff_dim, dropout=dropout) for _ in range(n_layers)
-        )
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
-        self.notes: dict[str, Any] = {}  # kept beside the weights, such as both encoders' fingerprints
+        self.config: dict[str, Any] = {
+            "image_dim": image_dim, "text_dim": text_dim, "kind": kind, "projection_dim": projection_dim,
+            "n_layers": n_layers, "n_heads": n_heads, "ff_dim": ff_dim, "dropout": dropout, "attention": attention,
+            "normalise": normalise, "logit_scale": logit_scale, "logit_bias": logit_bias,
+            "encoders": {modality: dict(encoder) for modality, encoder in (encoders or {}).items()},
+        }  # fmt: skip
+        self.image_norm, self.text_norm = InputNorm(normalise, image_dim), InputNorm(normalise, text_dim)
+        self.towers: AttentionTowers | SeparateTowers
+        if kind == "attention":
+            self.towers = AttentionTowers(
+                image_dim,
+                text_dim,
+                projection_dim=projection_dim,
+                n_layers=n_layers,
+                n_heads=n_heads,
+                ff_dim=ff_dim,
+                dropout=dropout,
+                attention=attention,
+            )
+        elif kind == "mlp":
+            self.towers = separate_towers(
+                image_dim,
+                text_dim,
+                lambda dim: mlp_tower(
+                    dim, projection_dim=projection_dim, n_layers=n_layers, ff_dim=ff_dim, dropout=dropout
+                ),
+            )
+        elif kind == "linear":
+            self.towers = separate_towers(image_dim, text_dim, lambda dim: nn.Linear(dim, projection_dim, bias=False))
+        elif kind == "identity":
+            if image_dim != text_dim:
+                raise ValueError(
+                    f"adaptor 'identity' of {image_dim}-d images and {text_dim}-d texts, expected one width: nothing "
+                    "projects them; use 'linear'"
+                )
+            self.towers = separate_towers(image_dim, text_dim, lambda dim: nn.Identity())
+        else:
+            raise ValueError(f"adaptor {kind!r}, expected one of {', '.join(KINDS)}")
+        self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias))
 
-    def forward(self, image: Tensor, text: Tensor) -> AdaptorOutput:
+    @classmethod
+    def of_config(cls, image_store: Store, text_store: Store, config: TrainConfig) -> Adaptor:
+        """A new Adaptor for the embeddings, or tokens, of two stores."""
+        return cls(
+            width(image_store, config.image),
+            width(text_store, config.text),
+            kind=config.adaptor,
+            projection_dim=config.projection_dim,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            ff_dim=config.ff_dim,
+            dropout=config.dropout,
+            attention=config.attention,
+            normalise=config.normalise,
+            logit_scale=config.logit_scale,
+            logit_bias=config.logit_bias,
+            encoders={
+                store.modality: {"name": _name(store), "fingerprint": store.encoder_fingerprint}
+                for store in (image_store, text_store)
+            },
+        )
+
+    @property
+    def encoders(self) -> dict[str, dict[str, str]]:
+        """For each modality the `name` and `fingerprint` of the encoder that it was trained on; empty if unknown."""
+        return dict(self.config["encoders"])
+
+    def forward(
+        self, image: Tensor, text: Tensor, *, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> AdaptorOutput:
         """Embeds b pairs and compares each text with each image.
 
         Args:
-            image: pooled embeddings, (b, d_image).
-            text: pooled embeddings, (b, d_text).
+            image: pooled embeddings, (b, d_image), or tokens, (b, l, d_image).
+            text: pooled embeddings, (b, d_text), or tokens, (b, l, d_text).
+            image_mask, text_mask: which tokens are there, (b, l) bool; None for all.
 
         Raises:
-            ValueError: shapes that are no pooled pairs. Tokens of both modalities are refused: text queries would
-                carry each pair's own report into its image, and the loss would have a shortcut.
+            ValueError: shapes that are no pairs.
         """
-        if image.ndim != 2 or text.ndim != 2 or len(image) != len(text):
+        image_embeds, text_embeds = self.embed(image, text, image_mask=image_mask, text_mask=text_mask)
+        return AdaptorOutput(image_embeds, text_embeds, self.logits(text_embeds, image_embeds))
+
+    def embed(
+        self, image: Tensor, text: Tensor, *, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Unit vectors of b pairs, (b, p) each; arguments as of `forward`."""
+        if image.ndim not in (2, 3) or text.ndim not in (2, 3) or len(image) != len(text):
             raise ValueError(
-                f"image {tuple(image.shape)} and text {tuple(text.shape)}, expected (b, {self.config.image_dim}) and "
-                f"(b, {self.config.text_dim}); tokens go through encode_image or encode_text, one modality at a time"
+                f"image {tuple(image.shape)} and text {tuple(text.shape)}, expected (b, {self.config['image_dim']}) "
+                f"and (b, {self.config['text_dim']}), or tokens (b, l, d)"
             )
-        # the blocks are shared and no information crosses: both modalities go through as one batch
-        both = torch.cat([_unit(self.image_projection(image)), _unit(self.text_projection(text))])
-        image_embeds, text_embeds = self._refine(both).chunk(2)
-        logits_per_text = self.logit_scale.exp() * text_embeds @ image_embeds.T
-        return AdaptorOutput(image_embeds, text_embeds, logits_per_text)
+        x, y = self.towers.both(self.image_norm(image), self.text_norm(text), image_mask, text_mask)
+        return _pooled(x, image_mask), _pooled(y, text_mask)
+
+    def logits(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Scaled cosine similarities of unit vectors (m, p) and (n, p), with the bias where there is one, (m, n)."""
+        similarities = self.logit_scale.exp() * (rows.float() @ columns.float().T)
+        return similarities if self.logit_bias is None else similarities + self.logit_bias
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Image embeddings (b, d_image) or tokens (b, l, d_image) to unit vectors (..., p)."""
-        return self._refine(_unit(self.image_projection(image)))
+        """Image embeddings (b, d_image) or tokens (b, l, d_image) to unit vectors, (b, p) or (b, l, p)."""
+        return unit(self.towers.image(self.image_norm(image)))
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Text embeddings (b, d_text) or tokens (b, l, d_text) to unit vectors (..., p)."""
-        return self._refine(_unit(self.text_projection(text)))
+        """Text embeddings (b, d_text) or tokens (b, l, d_text) to unit vectors, (b, p) or (b, l, p)."""
+        return unit(self.towers.text(self.text_norm(text)))
 
-    def _refine(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return _unit(x)
+    def check_encoder(self, store: Store, where: object) -> None:
+        """Refuses a store of another encoder than this Adaptor was trained on.
+
+        Args:
+            where: where the Adaptor comes from, for the message.
+
+        Raises:
+            FingerprintMismatchError: names both encoders.
+        """
+        known = self.encoders.get(store.modality, {"name": "unknown", "fingerprint": "unknown"})
+        if known["fingerprint"] != store.encoder_fingerprint:
+            raise FingerprintMismatchError(
+                f"{where}: its Adaptor was trained on {store.modality} encoder {known['name']!r} "
+                f"({known['fingerprint'][:12]}...), {store.path} holds {_name(store)!r} "
+                f"({store.encoder_fingerprint[:12]}...); train one on this store"
+            )
+
+    def untrained(self, seed: int = 0) -> Adaptor:
+        """One with other weights, drawn from a seed, and with this one's normalisation of inputs."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fresh = Adaptor(**self.config)
+        fresh.image_norm.load_state_dict(self.image_norm.state_dict())
+        fresh.text_norm.load_state_dict(self.text_norm.state_dict())
+        return fresh.eval()
 
     @classmethod
     def from_reference(cls, state_dict: Mapping[str, Tensor], *, n_heads: int = 12) -> Adaptor:
         """Takes over a checkpoint of the paper's own code.
 
         Args:
-            state_dict: its names, `projection.*`, `adaptor_module.*`, `logit_scale`; others are ignored.
+            state_dict: its names, `projection.*`, `adaptor_module.*`, `logit_scale`, also with a prefix such as
+                `model.` before all of them; others are ignored.
             n_heads: not part of a state dict.
 
         Raises:
             KeyError: the state dict lacks a weight; the message names it.
         """
-        ours = {}
+        marker = "projection.visual_projection.weight"
+        before = next((key.removesuffix(marker) for key in state_dict if key.endswith(marker)), "")
+        theirs_all = {key.removeprefix(before): value for key, value in state_dict.items() if key.startswith(before)}
         prefix = "adaptor_module.encoder."
-        names = sorted({key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)})
+        names = sorted({key.removeprefix(prefix).split(".")[0] for key in theirs_all if key.startswith(prefix)})
         numbered = all(name.isdigit() for name in names)  # the paper's code has no number where there is one block
         n_layers = len(names) if numbered else 1
         renamed = {
-            "image_projection.weight": "projection.visual_projection.weight",
-            "text_projection.weight": "projection.text_projection.weight",
+            "towers.image_projection.weight": marker,
+            "towers.text_projection.weight": "projection.text_projection.weight",
             "logit_scale": "logit_scale",
         }
         for i in range(n_layers):
             theirs = f"{prefix}{i}." if numbered else prefix
             for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"):
-                renamed[f"blocks.{i}.{name}"] = f"{theirs}attn.{name}"
+                renamed[f"towers.blocks.{i}.{name}"] = f"{theirs}attn.{name}"
             for layer in ("linear1", "linear2", "norm1", "norm2"):
                 for kind in ("weight", "bias"):
-                    renamed[f"blocks.{i}.{layer}.{kind}"] = f"{theirs}{layer}.{kind}"
+                    renamed[f"towers.blocks.{i}.{layer}.{kind}"] = f"{theirs}{layer}.{kind}"
+        ours = {}
         for name, reference in renamed.items():
-            if reference not in state_dict:
+            if reference not in theirs_all:
                 raise KeyError(f"the reference checkpoint lacks {reference!r}, expected for our {name!r}")
-            ours[name] = state_dict[reference]
-        projection_dim, image_dim = ours["image_projection.weight"].shape
+            ours[name] = theirs_all[reference]
+        projection_dim, image_dim = ours["towers.image_projection.weight"].shape
         adaptor = cls(
             image_dim,
-            ours["text_projection.weight"].shape[1],
+            ours["towers.text_projection.weight"].shape[1],
             projection_dim=projection_dim,
             n_layers=n_layers,
             n_heads=n_heads,
-            ff_dim=ours["blocks.0.linear1.weight"].shape[0],
+            ff_dim=ours["towers.blocks.0.linear1.weight"].shape[0] if n_layers else 2048,
         )
         adaptor.load_state_dict(ours)
         return adaptor
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Writes `adaptor.safetensors` and `adaptor.json` (sizes, and `notes`)."""
-        from safetensors.torch import save_file
-
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), directory / _WEIGHTS)
-        described = {"adaptor": asdict(self.config), "notes": self.notes}
-        (directory / _CONFIG).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
-
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Adaptor:
-        """Reads what `save_pretrained` wrote; `adaptor.notes` holds its notes.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Adaptor:
+        """Reads an Adaptor from a folder, a run directory for one, or from a repository of the Hugging Face hub.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or `owner/name`.
+            options: of `PyTorchModelHubMixin.from_pretrained`, such as `revision` and `token`.
 
         Raises:
             RunNotFoundError: no Adaptor there; a `FileNotFoundError`.
         """
+        path = Path(pretrained_model_name_or_path)
+        if not path.is_dir() and (path.is_absolute() or len(path.parts) > 2):
+            raise _no_adaptor(path)
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Writes `adaptor.safetensors`, `config.json` (settings, both encoders' names and fingerprints) and a page.
+
+        Args:
+            options: of `PyTorchModelHubMixin.save_pretrained`, such as `push_to_hub` and `repo_id`.
+        """
+        return super().save_pretrained(save_directory, **options)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The page that goes beside the weights: what they were trained on, and how to use them."""
+        return ModelCard(_card(self))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Writes `adaptor.safetensors` and `config.json` (settings, both encoders' names and fingerprints)."""
+        import json
+
+        from safetensors.torch import save_file
+
+        weights = {name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}
+        write_whole(Path(save_directory) / WEIGHTS, lambda path: save_file(weights, path))
+        write_text(Path(save_directory) / CONFIG, json.dumps(self.config, indent=2) + "\n")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **settings: Any,
+    ) -> Adaptor:
+        from huggingface_hub import hf_hub_download
         from safetensors.torch import load_file
 
-        directory = Path(directory)
-        if not (directory / _CONFIG).is_file():
-            raise RunNotFoundError(
-                f"{directory}: no {_CONFIG} there; name a run directory that 'embedcache train' wrote"
-            )
-        described = json.loads((directory / _CONFIG).read_text("utf-8"))
-        adaptor = cls(**described["adaptor"])
-        adaptor.load_state_dict(load_file(directory / _WEIGHTS))
-        adaptor.notes = described["notes"]
+        if "image_dim" not in settings:
+            raise _no_adaptor(model_id)
+        adaptor = cls(**settings)
+        path = Path(model_id) / WEIGHTS
+        if not Path(model_id).is_dir():
+            try:
+                path = Path(
+                    hf_hub_download(
+                        model_id,
+                        WEIGHTS,
+                        revision=revision,
+                        cache_dir=cache_dir,
+                        force_download=force_download,
+                        local_files_only=local_files_only,
+                        token=token,
+                    )
+                )
+            except EntryNotFoundError as error:
+                raise _no_adaptor(model_id) from error
+        elif not path.is_file():
+            raise _no_adaptor(model_id)
+        adaptor.load_state_dict(load_file(path))
         return adaptor.eval()
+
+
+def read_adaptor(run_dir: str | Path) -> Adaptor:
+    """The Adaptor of a run directory, in evaluation mode; never asks a hub.
+
+    Raises:
+        RunNotFoundError: no Adaptor there; a `FileNotFoundError`.
+    """
+    if not (Path(run_dir) / CONFIG).is_file():
+        raise _no_adaptor(run_dir)
+    return Adaptor.from_pretrained(run_dir)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -247,5 +364,32 @@ def count_parameters(module: nn.Module) -> int:
     return sum(math.prod(p.shape) for p in module.parameters() if p.requires_grad)
 
 
-def _unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
+def _no_adaptor(where: object) -> RunNotFoundError:
+    return RunNotFoundError(f"{where}: no Adaptor there; name a run directory that 'embedcache train' wrote")
+
+
+def _name(store: Store) -> str:
+    return str(store.encoder.get("name", "external"))
+
+
+def _pooled(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens to the unit vector of their sample, (b, l, p) to (b, p); pooled ones, (b, p), to unit vectors."""
+    return unit(x) if x.ndim == 2 else unit(mean_token(unit(x), mask))
+
+
+def _card(adaptor: Adaptor) -> str:
+    settings = {name: value for name, value in adaptor.config.items() if name != "encoders"}
+    trained_on = [f"- {of}: {e['name']}, fingerprint `{e['fingerprint']}`" for of, e in adaptor.encoders.items()]
+    size = f"{count_parameters(adaptor):,} trained parameters on top of frozen encoders"
+    return "\n".join(
+        [
+            "---", "library_name: embedcache", "tags: [embedcache, adaptor]", "---", "",
+            "# Adaptor", "",
+            f"{size}. Method: *Freeze the backbones*, arXiv 2401.01179.", "",
+            "Trained on the cached embeddings of", "", *(trained_on or ["- unknown encoders"]), "",
+            "and of use with those alone: `embedcache` refuses any other by its fingerprint.", "",
+            "```python", "adaptor = embedcache.Adaptor.from_pretrained(...)  # this repository or folder",
+            "adaptor.encode_image(embeddings)  # unit vectors", "```", "",
+            "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + ".", "",
+        ]
+    )  # fmt: skip

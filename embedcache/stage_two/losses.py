@@ -1,4 +1,4 @@
-"""Losses of the paper: the weighted contrastive loss, and the mask losses of its segmentation.
+"""Losses: the paper's weighted contrastive loss and SigLIP's, and the mask losses of the paper's segmentation.
 
 Shape notation: b pairs in the batch, h and w the mask's size.
 """
@@ -26,16 +26,69 @@ def contrastive_loss(logits_per_text: Tensor, *, image_weight: float = 0.75, tex
     Returns:
         The loss, a scalar.
     """
-    if logits_per_text.ndim != 2 or logits_per_text.shape[0] != logits_per_text.shape[1]:
-        raise ValueError(f"logits_per_text has shape {tuple(logits_per_text.shape)}, expected (b, b)")
-    if texts is None:
-        targets = torch.arange(len(logits_per_text), device=logits_per_text.device)
-    else:
-        equal = (texts[:, None] == texts[None, :]).to(logits_per_text.dtype)
-        targets = equal / equal.sum(dim=1, keepdim=True)  # an image's texts are those equal to its own: both ways
-    over_rows = F.cross_entropy(logits_per_text, targets)
-    over_columns = F.cross_entropy(logits_per_text.T, targets)
-    return image_weight * over_rows + (1 - image_weight) * over_columns
+    _check_square(logits_per_text)
+    # the targets are symmetric, so both directions lose the same similarities of pairs that belong together
+    own = _own_similarities(logits_per_text, texts, texts)
+    over_rows, over_columns = logits_per_text.logsumexp(dim=1).mean(), logits_per_text.logsumexp(dim=0).mean()
+    return image_weight * over_rows + (1 - image_weight) * over_columns - own.mean()
+
+
+def siglip_loss(logits_per_text: Tensor, *, texts: Tensor | None = None) -> Tensor:
+    """A yes or no for each text with each image, summed over images and averaged over texts.
+
+    Source: *Sigmoid loss for language image pre-training* (Zhai et al. 2023); open_clip's where all texts differ,
+    whose code knows no further positives. With `texts`, equal texts are positives of each other.
+
+    Args:
+        logits_per_text: scaled similarities with their bias, (b, b).
+        texts: as of `contrastive_loss`.
+
+    Returns:
+        The loss, a scalar.
+    """
+    _check_square(logits_per_text)
+    return _siglip_of_texts(logits_per_text, texts, texts).mean()
+
+
+def contrastive_share(
+    per_text: Tensor, per_image: Tensor, own_texts: Tensor, all_texts: Tensor, *, image_weight: float
+) -> Tensor:
+    """What m of b pairs add to `contrastive_loss` over all b; the shares of all processes sum to it.
+
+    Args:
+        per_text: similarities of m texts with all images, (m, b).
+        per_image: similarities of m images with all texts, (m, b).
+        own_texts: codes of the m texts, (m,).
+        all_texts: codes of all texts, (b,).
+    """
+    over_rows = per_text.logsumexp(dim=1) - _own_similarities(per_text, own_texts, all_texts)
+    over_columns = per_image.logsumexp(dim=1) - _own_similarities(per_image, own_texts, all_texts)
+    return (image_weight * over_rows + (1 - image_weight) * over_columns).sum() / len(all_texts)
+
+
+def siglip_share(per_text: Tensor, own_texts: Tensor, all_texts: Tensor) -> Tensor:
+    """What m of b texts add to `siglip_loss` over all b; arguments as of `contrastive_share`."""
+    return _siglip_of_texts(per_text, own_texts, all_texts).sum() / len(all_texts)
+
+
+def _check_square(logits: Tensor) -> None:
+    if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
+        raise ValueError(f"logits_per_text has shape {tuple(logits.shape)}, expected (b, b)")
+
+
+def _own_similarities(logits: Tensor, own: Tensor | None, other: Tensor | None) -> Tensor:
+    """For each row the mean over its positives, (m,)."""
+    if own is None or other is None:
+        return logits.diagonal()
+    equal = (own[:, None] == other[None, :]).to(logits.dtype)
+    return (equal * logits).sum(dim=1) / equal.sum(dim=1)
+
+
+def _siglip_of_texts(logits: Tensor, own: Tensor | None, other: Tensor | None) -> Tensor:
+    if own is None or other is None:
+        own = other = torch.arange(len(logits), device=logits.device)
+    sign = 2 * (own[:, None] == other[None, :]).to(logits.dtype) - 1
+    return -F.logsigmoid(sign * logits).sum(dim=1)
 
 
 def mask_loss(

@@ -20,12 +20,12 @@ from embedcache.data.audit import leak_warning
 from embedcache.data.manifest import Manifest
 from embedcache.data.splits import label_subset
 from embedcache.device import pick_device
-from embedcache.errors import FingerprintMismatchError, ManifestError
+from embedcache.errors import ManifestError
 from embedcache.metrics.classification import accuracy, auroc, average_precision
 from embedcache.metrics.intervals import Interval, bootstrap, patient_draws
 from embedcache.progress import Progress
 from embedcache.settings import STRICT, check
-from embedcache.stage_two.adaptor import Adaptor
+from embedcache.stage_two.adaptor import Adaptor, read_adaptor
 from embedcache.stage_two.heads import HEADS, HeadConfig, fit_predict
 from embedcache.stage_two.tensors import Join, input_digests, join, opened, resident
 from embedcache.store.store import Store
@@ -65,8 +65,6 @@ class ProbeConfig:
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
                 raise ValueError(f"unknown {name} {', '.join(unknown)}; expected some of {', '.join(known)}")
-        if self.subsets not in ("drawn", "manifest"):
-            raise ValueError(f"subsets {self.subsets!r}, expected drawn or manifest")
         if not self.heads or not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
             raise ValueError("expected at least one head, and fractions above 0 and at most 1")
 
@@ -150,7 +148,7 @@ def probe(
     raw = resident(image_store, joined.image_rows, device)
     settings = {"": raw} if adaptor is None else {"": _adapted(adaptor, raw), "no-adaptor": raw}
     if adaptor is not None and "untrained-adaptor" in config.controls:
-        settings["untrained-adaptor"] = _adapted(_untrained(adaptor), raw)
+        settings["untrained-adaptor"] = _adapted(adaptor.untrained(), raw)
     if "shuffled-labels" in config.controls:
         settings["shuffled-labels"] = settings[""]
     told = None
@@ -175,13 +173,8 @@ def probe(
 def _adaptor_for(store: Store, run_dir: str | Path | None) -> Adaptor | None:
     if run_dir is None:
         return None
-    adaptor = Adaptor.from_pretrained(run_dir)
-    trained_on = adaptor.notes.get("image")
-    if trained_on != store.encoder_fingerprint:
-        raise FingerprintMismatchError(
-            f"{run_dir}: its Adaptor was trained on image encoder {str(trained_on)[:12]}..., {store.path} holds "
-            f"{store.encoder_fingerprint[:12]}... ({store.encoder.get('name')}); train one on this store"
-        )
+    adaptor = read_adaptor(run_dir)
+    adaptor.check_encoder(store, run_dir)
     return adaptor
 
 
@@ -300,12 +293,6 @@ def _metrics(task: _Task, probabilities: list[np.ndarray]) -> Iterator[tuple[str
         one_vs_rest, scores = (labels == c).astype(np.int64), [p[:, c] for p in probabilities]
         yield "auroc", name, bootstrap(auroc, one_vs_rest, scores, task.draws, seed=0)
         yield "average_precision", name, bootstrap(average_precision, one_vs_rest, scores, task.draws, seed=0)
-
-
-def _untrained(adaptor: Adaptor) -> Adaptor:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Adaptor(**asdict(adaptor.config)).eval()
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embedcache.data.manifest import Manifest
 from embedcache.data.reports import changed_reports, report_digest
-from embedcache.errors import InputError, JoinError, MissingIdsError, some_ids
+from embedcache.errors import InputError, JoinError, MissingIdsError, SettingsError, some_ids
 from embedcache.store.store import Store, open_store
 
 
@@ -33,18 +33,25 @@ class Join:
         image_rows: rows of the image store, (n,) int64.
         text_rows: rows of the text store, (n,) int64; None without a text store.
         n_failed: manifest rows left out because stage one recorded a failure for their image or report.
+        missing: ids of manifest rows left out because a store does not account for their image or report.
     """
 
     rows: np.ndarray
     image_rows: np.ndarray
     text_rows: np.ndarray | None
     n_failed: int
+    missing: tuple[str, ...] = ()
 
 
-def join(manifest: Manifest, image_store: Store, text_store: Store | None = None) -> Join:
+def join(
+    manifest: Manifest, image_store: Store, text_store: Store | None = None, *, allow_missing: bool = False
+) -> Join:
     """Finds each manifest row's image and report by id.
 
     Rows whose input failed in stage one are left out and counted; an id that no store accounts for is an error.
+
+    Args:
+        allow_missing: leave those out too, and name them.
 
     Raises:
         JoinError: a store of the wrong modality, stores of another dataset, or reports that changed since.
@@ -52,35 +59,46 @@ def join(manifest: Manifest, image_store: Store, text_store: Store | None = None
     """
     frame = manifest.frame
     image_ids, report_ids = frame["id"].tolist(), frame["report_id"].tolist()
-    usable = _held(image_store, image_ids, "image", manifest.name)
+    usable, missing = _held(image_store, image_ids, "image", manifest.name, allow_missing)
     if text_store is not None:
-        usable &= _held(text_store, report_ids, "text", manifest.name)
+        has_text, lacks_text = _held(text_store, report_ids, "text", manifest.name, allow_missing)
+        usable, missing = usable & has_text, missing | lacks_text
     rows = np.flatnonzero(usable)
     text_rows = None
     if text_store is not None:
         text_rows = text_store.rows([report_ids[r] for r in rows])
         _check_reports(manifest, text_store)
-    return Join(rows, image_store.rows([image_ids[r] for r in rows]), text_rows, int((~usable).sum()))
+    return Join(
+        rows,
+        image_store.rows([image_ids[r] for r in rows]),
+        text_rows,
+        n_failed=int((~usable & ~missing).sum()),
+        missing=tuple(image_ids[r] for r in np.flatnonzero(missing)),
+    )
 
 
-def _held(store: Store, ids: Sequence[str], modality: str, dataset: str) -> np.ndarray:
-    """Which ids have a row; ids that the store does not account for are refused."""
+def _held(
+    store: Store, ids: Sequence[str], modality: str, dataset: str, allow_missing: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which ids have a row, and which the store does not account for."""
     if store.modality != modality:
         raise JoinError(f"{store.path}: a store of modality {store.modality!r}, expected {modality!r}")
     held = store.find(ids) >= 0
     failed = {f.id for f in store.failures}
-    missing = [i for i, there in zip(ids, held, strict=True) if not there and i not in failed]
+    unknown = np.array([not there and i not in failed for i, there in zip(ids, held, strict=True)], bool)
+    missing = [ids[k] for k in np.flatnonzero(unknown).tolist()]
     if missing and len(missing) == len(ids):
         raise JoinError(
             f"{store.path}: holds none of the {len(ids)} ids of dataset {dataset!r} (it has {some_ids(store.ids, 2)}, "
             f"the manifest {some_ids(ids, 2)}): a store of another dataset; name this dataset's store"
         )
-    if missing:
+    if missing and not allow_missing:
         raise MissingIdsError(
             f"{store.path}: {len(missing)} of {len(ids)} {modality} ids are neither embedded nor recorded as failed: "
-            f"{some_ids(missing)}; run 'embedcache extract' with this manifest and this store"
+            f"{some_ids(missing)}; run 'embedcache extract' with this manifest and this store, or leave them out "
+            "('embedcache train --allow-missing')"
         )
-    return held
+    return held, unknown
 
 
 def _check_reports(manifest: Manifest, store: Store) -> None:
@@ -104,15 +122,49 @@ def resident(store: Store, rows: np.ndarray, device: str) -> Tensor:
     Raises:
         JoinError: a row that is not finite or zero throughout; the message names its id.
     """
-    values = torch.from_numpy(store.gather(rows)).to(device).float()
-    fit = torch.isfinite(values).all(dim=1) & values.any(dim=1)
+    return read_rows(store, rows).to(device).float()
+
+
+def width(store: Store, features: str) -> int:
+    """d, of a store's `embeddings` or `tokens`.
+
+    Raises:
+        SettingsError: tokens of a store that has none.
+    """
+    if features == "embeddings":
+        return store.layout.dim
+    if store.layout.tokens is None:
+        raise SettingsError(f"{store.path}: holds no tokens; train on embeddings, or extract with --tokens")
+    return store.layout.tokens.dim
+
+
+def read_rows(store: Store, rows: np.ndarray) -> Tensor:
+    """Embeddings of some rows as they are stored, (len(rows), d): float16, bfloat16 or float32.
+
+    Raises:
+        JoinError: as of `resident`.
+    """
+    values = torch.from_numpy(store.gather(rows))
+    check_fit(store, rows, torch.isfinite(values).all(dim=1) & values.any(dim=1))
+    return values.bfloat16() if store.layout.dtype == "bfloat16" else values
+
+
+def check_fit(store: Store, rows: np.ndarray, fit: Tensor) -> None:
+    """Refuses rows that nothing can be learnt from.
+
+    Args:
+        rows: (m,) row numbers.
+        fit: whether each is of use, (m,) bool.
+
+    Raises:
+        JoinError: names their ids.
+    """
     if not bool(fit.all()):
         bad = np.flatnonzero(~fit.cpu().numpy())
         raise JoinError(
             f"{store.path}: rows that are not finite or zero throughout under ids "
             f"{some_ids(store.ids[rows[b]] for b in bad)}; run 'embedcache verify {store.path}', or leave them out"
         )
-    return values
 
 
 def text_codes(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
@@ -130,26 +182,3 @@ def text_codes(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
             keys[report_id] = report_id.encode("utf-8")
     numbers = {key: k for k, key in enumerate(dict.fromkeys(keys.values()))}
     return np.array([numbers[keys[report_id]] for report_id in report_ids], np.int64)
-
-
-def epoch_batches(report_ids: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """A shuffled epoch in batches that hold each `report_id` once: images of one study share a report.
-
-    Args:
-        report_ids: (n,).
-
-    Returns:
-        Positions into the n pairs; a leftover of one pair, which has nothing to contrast with, is left out.
-    """
-    order = rng.permutation(len(report_ids))
-    codes = np.unique(report_ids, return_inverse=True)[1][order]
-    by_report = np.argsort(codes, kind="stable")
-    starts = np.concatenate([[True], codes[by_report][1:] != codes[by_report][:-1]])
-    position = np.arange(len(codes))
-    occurrence = np.empty(len(codes), np.int64)
-    occurrence[by_report] = position - np.maximum.accumulate(np.where(starts, position, 0))
-    batches = []
-    for k in range(occurrence.max(initial=-1) + 1):
-        once = order[occurrence == k]
-        batches += [once[start : start + batch_size] for start in range(0, len(once), batch_size)]
-    return [batch for batch in batches if len(batch) > 1]

@@ -1,66 +1,42 @@
-"""Pre-training an Adaptor on cached pairs: resident tensors, gathered by index.
+"""Pre-training Adaptors on cached pairs: what is joined, what is resident, what trains together, what a run leaves.
 
-Shape notation: n pairs, b batch size.
+Shape notation: n pairs.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
-from torch import Tensor
 
 from embedcache.data.manifest import Manifest
 from embedcache.device import pick_device
-from embedcache.errors import JoinError, TrainingError, some_ids
-from embedcache.progress import Progress
-from embedcache.settings import STRICT, check
+from embedcache.errors import SettingsError
+from embedcache.fingerprint import fingerprint
+from embedcache.output import write_text, write_whole
 from embedcache.stage_two.adaptor import Adaptor
-from embedcache.stage_two.losses import contrastive_loss
-from embedcache.stage_two.tensors import epoch_batches, join, opened, resident, text_codes
+from embedcache.stage_two.batches import Planner
+from embedcache.stage_two.config import TrainConfig
+from embedcache.stage_two.distributed import Group, device_of_process, joined_group
+from embedcache.stage_two.feed import Feed, fits
+from embedcache.stage_two.fit import Course, Entry, fit, without_nan
+from embedcache.stage_two.pairs import check_enough, pairs_of_split
+from embedcache.stage_two.tensors import Join, join, opened
 from embedcache.store.store import Store
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How an Adaptor is pre-trained; the defaults are the paper's.
-
-    Args:
-        warmup: share of all steps in which the learning rate rises linearly; then it falls linearly to 0.
-        patience: epochs without a lower validation loss after which training stops.
-        image_weight: see `contrastive_loss`.
-    """
-
-    epochs: Annotated[int, Ge(1)] = 50
-    batch_size: Annotated[int, Ge(2)] = 1024
-    lr: Annotated[float, Gt(0)] = 2e-5
-    weight_decay: Annotated[float, Ge(0)] = 0.01
-    warmup: Annotated[float, Ge(0), Lt(1)] = 0.02
-    patience: Annotated[int, Ge(1)] = 10
-    image_weight: Annotated[float, Ge(0), Le(1)] = 0.75
-    projection_dim: Annotated[int, Ge(1)] = 768
-    n_layers: Annotated[int, Ge(1)] = 2
-    n_heads: Annotated[int, Ge(1)] = 12
-    ff_dim: Annotated[int, Ge(1)] = 2048
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    seed: int = 0
-    device: str = "auto"
-
-    __pydantic_config__ = STRICT
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.projection_dim % self.n_heads:
-            raise ValueError(f"projection_dim ({self.projection_dim}) must be divisible by n_heads ({self.n_heads})")
+_CHUNK = 4096
+_OWN = ("lr", "weight_decay", "seed")  # in these, models that train together may differ
+_SHORTCUT = (
+    "attention is cross-modal: in training each image was embedded with its own report at hand, so losses and recalls "
+    "are no measure of what it tells of an image alone"
+)
+_OF_THE_MACHINE = ("device", "data", "checkpoint_s", "tensorboard")  # these change no result
 
 
 @dataclass(frozen=True)
@@ -68,34 +44,37 @@ class TrainResult:
     """A trained Adaptor, in evaluation mode with its best weights, and how it came about.
 
     Args:
-        history: one entry an epoch: `epoch`, `train_loss`, `valid_loss`, `lr`, `seconds`.
+        history: one entry an epoch: `epoch`, `train_loss`, `valid_loss`, the measures of `alignment` on the
+            validation split, `lr` and `logit_scale` at its end, `pairs_per_s` of training, `seconds` in all.
         n_failed: manifest rows left out because stage one recorded a failure.
+        missing: ids of manifest rows left out because a store does not account for them (`allow_missing`).
     """
 
     adaptor: Adaptor
     run_dir: Path
     best_epoch: int
-    history: list[dict[str, float]]
+    history: list[Entry]
     n_train: int
     n_valid: int
     n_failed: int
+    missing: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """One line where what was learnt may be a shortcut; blank else."""
+        return _SHORTCUT if self.adaptor.config["attention"] == "cross-modal" else ""
+
+    @property
+    def best(self) -> Entry:
+        """The entry of the best epoch."""
+        return self.history[self.best_epoch]
 
     def to_json(self) -> dict[str, object]:
         """All but the Adaptor, JSON-ready."""
         counts = {"n_train": self.n_train, "n_valid": self.n_valid, "n_failed": self.n_failed}
-        history = [_without_nan(entry) for entry in self.history]
-        return {"run_dir": str(self.run_dir), "best_epoch": self.best_epoch, **counts, "history": history}
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Resident pairs of one split: image (n, d_image), text (n, d_text), a code for each text (n,)."""
-
-    image: Tensor
-    text: Tensor
-    codes: Tensor
-    ids: np.ndarray
-    report_ids: np.ndarray
+        history = [without_nan(entry) for entry in self.history]
+        left_out = {**counts, "missing": list(self.missing)}
+        return {"run_dir": str(self.run_dir), "best_epoch": self.best_epoch, **left_out, "history": history}
 
 
 def train(
@@ -109,50 +88,258 @@ def train(
     """Trains an Adaptor on the `train` split, stopping by the loss on `valid`.
 
     Source: *Freeze the backbones*, arXiv 2401.01179; equal texts are positives of each other, and a batch holds a
-    report once. Without at least two `valid` rows the last epoch's weights are kept.
+    report once. Without at least two `valid` rows the last epoch's weights are kept. A run that was stopped goes on
+    from its checkpoint to the same weights; one that is finished is read and not run again.
 
     Args:
-        run_dir: gets `config.yaml`, `metrics.jsonl`, `adaptor.safetensors` and `adaptor.json`.
+        run_dir: gets `config.yaml`, `metrics.jsonl`, `adaptor.safetensors` (best) with its `config.json`,
+            `last.safetensors` and `checkpoint.safetensors`.
 
     Raises:
         JoinError, MissingIdsError: images and reports that do not belong together.
+        RunStateError: the directory holds a run of other settings, stores or pairs.
         TrainingError: a loss that is not finite; the message names ids of the batch.
     """
-    config, run_dir = config or TrainConfig(), Path(run_dir)
-    image_store, text_store = opened(image_store), opened(text_store)
-    device = pick_device(config.device)
-    splits, n_failed = _resident_splits(manifest, image_store, text_store, device)
-    pairs, valid = splits["train"], splits["valid"]
-    if len(pairs.image) < 2:
-        raise JoinError(
-            f"{manifest.name}: {len(pairs.image)} training pairs, expected at least 2: "
-            f"{int(manifest.in_split('train').sum())} rows have the split 'train', and {n_failed} rows were left out "
-            "because stage one recorded a failure (embedcache extract --retry-failed tries those again)"
+    return _train(manifest, image_store, text_store, Path(run_dir), {"": config or TrainConfig()})[""]
+
+
+def train_many(
+    manifest: Manifest,
+    image_store: Store | str | Path,
+    text_store: Store | str | Path,
+    run_dir: str | Path,
+    *,
+    configs: Mapping[str, TrainConfig],
+) -> dict[str, TrainResult]:
+    """Trains several Adaptors on the same pairs; those of one shape together, batched where that is faster.
+
+    Each comes out as `train` would train it alone; with dropout, from other random masks.
+
+    Args:
+        run_dir: gets a run directory for each by its name, and `runs.csv`, which compares them.
+        configs: by name; see `grid`.
+
+    Raises:
+        SettingsError: several models in several processes; else as `train`.
+    """
+    if not configs or not all(name and Path(name).name == name for name in configs):
+        raise SettingsError(f"names of runs {list(configs)}, expected at least one, each fit for a directory")
+    results = _train(manifest, image_store, text_store, Path(run_dir), dict(configs))
+    table = runs_table(configs, results)
+    write_whole(Path(run_dir) / "runs.csv", lambda path: table.to_csv(path, index=False))
+    return results
+
+
+def grid(config: TrainConfig, axes: Mapping[str, Sequence[Any]], *, n_seeds: int = 1) -> dict[str, TrainConfig]:
+    """Every combination of some fields' values, each with seeds from the config's own on.
+
+    Args:
+        axes: values by field, such as `{"lr": [1e-4, 3e-4], "n_layers": [1, 2]}`.
+
+    Returns:
+        Configs by name, such as `lr=0.0001,n_layers=1,seed=0`.
+    """
+    configs = {"": config}
+    seeds = {"seed": range(config.seed, config.seed + n_seeds)} if n_seeds > 1 else {}
+    for name, values in {**axes, **seeds}.items():
+        if not hasattr(config, name):
+            raise SettingsError(f"{name!r} is no field of training, expected some of {', '.join(asdict(config))}")
+        configs = {
+            f"{before}{',' if before else ''}{name}={value}": replace(of, **{name: value})
+            for before, of in configs.items()
+            for value in values
+        }
+    return configs
+
+
+def runs_table(configs: Mapping[str, TrainConfig], results: Mapping[str, TrainResult]) -> pd.DataFrame:
+    """What differs between runs, and where each ended: a row for each, by validation loss."""
+    settings = {name: asdict(config) for name, config in configs.items()}
+    differing = [key for key in asdict(TrainConfig()) if len({str(of[key]) for of in settings.values()}) > 1]
+    rows = []
+    for name, result in results.items():
+        shown = {k: v for k, v in result.best.items() if k.endswith(("recall@1", "recall@10", "median_rank"))}
+        rows.append(
+            {
+                "run": name,
+                **{key: settings[name][key] for key in differing},
+                "best_epoch": result.best_epoch + 1,
+                "epochs": len(result.history),
+                "train_loss": result.best["train_loss"],
+                "valid_loss": result.best["valid_loss"],
+                **shown,
+            }
         )
-    if len(np.unique(pairs.report_ids)) < 2:
-        raise JoinError(f"{manifest.name}: all training rows share one report_id, so there is nothing to contrast")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    resolved = {"train": asdict(config), "stores": _described(image_store, text_store)}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), "utf-8")
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        adaptor = _new_adaptor(image_store, text_store, config).to(device)
-        adaptor.notes = {"image": image_store.encoder_fingerprint, "text": text_store.encoder_fingerprint}
-        history, best_epoch = _fit(adaptor, pairs, valid, config, run_dir)
-    adaptor.save_pretrained(run_dir)
-    return TrainResult(adaptor.eval(), run_dir, best_epoch, history, len(pairs.image), len(valid.image), n_failed)
+    return pd.DataFrame(rows).sort_values("valid_loss", kind="stable", ignore_index=True)
 
 
-def _new_adaptor(image_store: Store, text_store: Store, config: TrainConfig) -> Adaptor:
-    return Adaptor(
-        image_store.layout.dim,
-        text_store.layout.dim,
-        projection_dim=config.projection_dim,
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        ff_dim=config.ff_dim,
-        dropout=config.dropout,
+def _train(
+    manifest: Manifest,
+    image_store: Store | str | Path,
+    text_store: Store | str | Path,
+    run_dir: Path,
+    configs: dict[str, TrainConfig],
+) -> dict[str, TrainResult]:
+    stores = opened(image_store), opened(text_store)
+    allow_missing = all(config.allow_missing for config in configs.values())
+    joined = join(manifest, *stores, allow_missing=allow_missing)
+    results = {}
+    with joined_group() as group:
+        if group.size > 1 and len(configs) > 1:
+            raise SettingsError(
+                f"{len(configs)} runs in {group.size} processes: start several runs without torchrun; on one GPU they "
+                "train together"
+            )
+        groups = _of_one_shape(configs)
+        for k, members in enumerate(groups):
+            data = _data(manifest, stores, joined, next(iter(members.values())), group)
+            name = "checkpoint.safetensors" if len(groups) == 1 else f"checkpoint-{k}.safetensors"
+            courses = _train_group(data, stores, run_dir, members, group, run_dir / name)
+            for run, course in courses.items():
+                results[run] = TrainResult(
+                    course.adaptor,
+                    course.run_dir,
+                    course.best_epoch,
+                    course.history,
+                    len(data["train"].pairs),
+                    len(data["valid"].pairs),
+                    joined.n_failed,
+                    joined.missing,
+                )
+    return {name: results[name] for name in configs}
+
+
+def _of_one_shape(configs: Mapping[str, TrainConfig]) -> list[dict[str, TrainConfig]]:
+    """Configs that differ in learning rate, weight decay and seed alone, group by group."""
+    groups: dict[str, dict[str, TrainConfig]] = {}
+    for name, config in configs.items():
+        settings = asdict(config)
+        own = _OWN if config.order == "shuffled" else _OWN[:-1]  # by shards, another seed has batches of other sizes
+        key = fingerprint({field: value for field, value in settings.items() if field not in own})
+        groups.setdefault(key, {})[name] = config
+    return list(groups.values())
+
+
+def _data(
+    manifest: Manifest, stores: tuple[Store, Store], joined: Join, config: TrainConfig, group: Group
+) -> dict[str, Feed]:
+    device = pick_device(device_of_process(config.device))
+    pairs = {split: pairs_of_split(manifest, *stores, joined, split, config) for split in ("train", "valid")}
+    check_enough(pairs["train"], manifest, joined, config)
+    if group.size > config.batch_size:
+        raise SettingsError(f"{group.size} processes for batches of {config.batch_size}, expected no more than pairs")
+    resident = config.data == "resident"
+    if config.data == "auto" and config.order == "shuffled":
+        resident, _ = fits(list(pairs.values()), device)
+    return {
+        "train": Feed(pairs["train"], device, resident=resident, share=group.share),
+        "valid": Feed(pairs["valid"], device, resident=resident),
+    }
+
+
+def _train_group(
+    data: Mapping[str, Feed],
+    stores: tuple[Store, Store],
+    run_dir: Path,
+    configs: Mapping[str, TrainConfig],
+    group: Group,
+    checkpoint: Path,
+) -> dict[str, Course]:
+    """Trains models of one shape and leaves a run directory for each."""
+    feed, valid = data["train"], data["valid"]
+    config, pairs = next(iter(configs.values())), feed.pairs
+    identity = fingerprint(
+        {
+            "configs": {
+                name: {k: v for k, v in asdict(of).items() if k not in _OF_THE_MACHINE} for name, of in configs.items()
+            },
+            "stores": [store.fingerprint for store in stores],
+            "pairs": [pairs.digest(), valid.pairs.digest()],
+        }
     )
+    courses = {}
+    norms: Adaptor | None = None
+    for name, of in configs.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(of.seed)
+            adaptor = Adaptor.of_config(*stores, of)
+        adaptor = adaptor.to(feed.device)
+        if norms is None:
+            _fit_norms(adaptor, feed)
+            norms = adaptor
+        else:
+            adaptor.image_norm.load_state_dict(norms.image_norm.state_dict())
+            adaptor.text_norm.load_state_dict(norms.text_norm.state_dict())
+        courses[name] = Course(adaptor, of, run_dir / name)
+    planner = Planner(
+        pairs.reports,
+        (pairs.image.n_views, pairs.text.n_views),
+        pairs.image.store.shards_of(pairs.image.rows[pairs.image.index[:, 0]]) if config.order == "shards" else None,
+        config.batch_size,
+        config.report_once,
+        config.mixup,
+    )
+    journals = {name: _Journal(course, stores) for name, course in courses.items()}
+
+    def log(name: str, entry: Entry) -> None:
+        journals[name].add(entry)
+
+    try:
+        fit(courses, feed, valid, planner, group=group, checkpoint=checkpoint, identity=identity, log=log)
+    finally:
+        for journal in journals.values():
+            journal.close()
+    group.wait()
+    return courses
+
+
+def _fit_norms(adaptor: Adaptor, feed: Feed) -> None:
+    """Fits the normalisation of both inputs on the training pairs, each sample as it is."""
+    for k, norm in enumerate((adaptor.image_norm, adaptor.text_norm)):
+        sides = ((image, text)[k] for _, image, text in feed.chunks(_CHUNK))
+        norm.fit(rows.values if rows.mask is None else rows.values[rows.mask] for rows in sides)
+
+
+class _Journal:
+    """Writes what a run says of itself; the directory is made with its first entry."""
+
+    def __init__(self, course: Course, stores: tuple[Store, Store]) -> None:
+        self._course, self._stores = course, stores
+        self._lines: Any = None
+        self._events: Any = None
+
+    def add(self, entry: Entry) -> None:
+        """One more line of `metrics.jsonl`, and of TensorBoard's event files where these are asked for."""
+        if self._lines is None:
+            self._begin()
+        self._lines.write(json.dumps(without_nan(entry)) + "\n")
+        self._lines.flush()
+        if self._events is not None:
+            for name, value in entry.items():
+                self._events.add_scalar(name.replace("@", "_at_"), value, int(entry["epoch"]))
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in (self._lines, self._events):
+            if file is not None:
+                file.close()
+
+    def _begin(self) -> None:
+        run_dir = self._course.run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        resolved = {"train": asdict(self._course.config), "stores": _described(*self._stores)}
+        write_text(run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        self._lines = (run_dir / "metrics.jsonl").open("w", encoding="utf-8")
+        if self._course.config.tensorboard:
+            self._events = _tensorboard()(str(run_dir / "tensorboard"))
+
+
+def _tensorboard() -> Callable[[str], Any]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SettingsError("tensorboard is not installed; run pip install 'embedcache[tensorboard]'") from error
+    return SummaryWriter
 
 
 def _described(image_store: Store, text_store: Store) -> dict[str, dict[str, str]]:
@@ -165,125 +352,3 @@ def _described(image_store: Store, text_store: Store) -> dict[str, dict[str, str
         }
         for store in (image_store, text_store)
     }
-
-
-def _resident_splits(
-    manifest: Manifest, image_store: Store, text_store: Store, device: str
-) -> tuple[dict[str, _Pairs], int]:
-    joined = join(manifest, image_store, text_store)
-    assert joined.text_rows is not None  # a text store was given
-    ids, report_ids = manifest.frame["id"].to_numpy(), manifest.frame["report_id"].to_numpy()
-    codes = text_codes(manifest, joined.rows)
-    splits = {}
-    for split in ("train", "valid"):
-        chosen = np.flatnonzero(manifest.in_split(split)[joined.rows])
-        splits[split] = _Pairs(
-            image=resident(image_store, joined.image_rows[chosen], device),
-            text=resident(text_store, joined.text_rows[chosen], device),
-            codes=torch.from_numpy(codes[chosen]).to(device),
-            ids=ids[joined.rows[chosen]],
-            report_ids=report_ids[joined.rows[chosen]],
-        )
-    return splits, joined.n_failed
-
-
-def _fit(
-    adaptor: Adaptor, pairs: _Pairs, valid: _Pairs, config: TrainConfig, run_dir: Path
-) -> tuple[list[dict[str, float]], int]:
-    """Trains in place and leaves the best weights in `adaptor`; gives the history and the best epoch."""
-    rng = np.random.default_rng(config.seed)
-    epochs = [epoch_batches(pairs.report_ids, config.batch_size, rng) for _ in range(config.epochs)]
-    n_steps = sum(map(len, epochs))
-    optimizer = torch.optim.AdamW(adaptor.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_schedule(n_steps, round(config.warmup * n_steps)))
-    best, best_epoch, history = math.inf, 0, []
-    best_weights = {name: weight.clone() for name, weight in adaptor.state_dict().items()}
-    with (
-        (run_dir / "metrics.jsonl").open("w", encoding="utf-8") as log,
-        Progress("training the Adaptor", total=config.epochs, unit="epoch") as progress,
-    ):
-        for epoch, batches in enumerate(epochs):
-            started = time.monotonic()
-            train_loss = _train_epoch(adaptor, pairs, batches, optimizer, schedule, config)
-            valid_loss = _mean_loss(adaptor, valid, config)
-            if len(valid.image) > 1:
-                _check_finite("validation", valid_loss, valid.ids)
-            entry: dict[str, float] = {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "valid_loss": valid_loss,
-                "lr": float(schedule.get_last_lr()[0]),
-                "seconds": time.monotonic() - started,
-            }
-            history.append(entry)
-            log.write(json.dumps(_without_nan(entry)) + "\n")
-            progress.advance(note=f"loss {train_loss:.3f}, validation {valid_loss:.3f}")
-            if valid_loss < best or math.isnan(valid_loss):
-                best, best_epoch = valid_loss, epoch
-                best_weights = {name: weight.clone() for name, weight in adaptor.state_dict().items()}
-            elif epoch - best_epoch >= config.patience:
-                break
-    adaptor.load_state_dict(best_weights)
-    return history, best_epoch
-
-
-def _without_nan(entry: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in entry.items()}
-
-
-def _train_epoch(
-    adaptor: Adaptor,
-    pairs: _Pairs,
-    batches: Sequence[np.ndarray],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    config: TrainConfig,
-) -> float:
-    adaptor.train()
-    total = torch.zeros((), device=pairs.image.device)
-    for batch in batches:
-        index = torch.from_numpy(batch).to(pairs.image.device)
-        loss = _loss(adaptor, pairs, index, config)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        total += loss.detach()  # read once an epoch: the device is not waited for
-    mean = float(total) / len(batches)
-    _check_finite("training", mean, pairs.ids[batches[0]])
-    return mean
-
-
-def _check_finite(which: str, loss: float, ids: np.ndarray) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the {which} loss became {loss} in an epoch that began with {some_ids(ids)}; lower the learning rate, or "
-            "check the stores with 'embedcache verify'"
-        )
-
-
-@torch.inference_mode()
-def _mean_loss(adaptor: Adaptor, pairs: _Pairs, config: TrainConfig) -> float:
-    """Loss over a split in a fixed order, each pair weighted alike; NaN below two pairs."""
-    if len(pairs.image) < 2:
-        return math.nan
-    adaptor.eval()
-    batches = torch.arange(len(pairs.image), device=pairs.image.device).split(config.batch_size)
-    losses = [(float(_loss(adaptor, pairs, index, config)), len(index)) for index in batches if len(index) > 1]
-    return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
-
-
-def _loss(adaptor: Adaptor, pairs: _Pairs, index: Tensor, config: TrainConfig) -> Tensor:
-    output = adaptor(pairs.image[index], pairs.text[index])
-    return contrastive_loss(output.logits_per_text, image_weight=config.image_weight, texts=pairs.codes[index])
-
-
-def linear_schedule(n_steps: int, n_warmup: int) -> Callable[[int], float]:
-    """Linear warm-up from 0 over `n_warmup` steps, then linear decay to 0: the learning rate's factor at a step."""
-
-    def factor(step: int) -> float:
-        if step < n_warmup:
-            return step / n_warmup
-        return max(n_steps - step, 0) / max(n_steps - n_warmup, 1)
-
-    return factor

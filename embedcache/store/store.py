@@ -227,6 +227,17 @@ class Store:
             return replace(rows, tokens=codes, token_offsets=codes.offsets, token_scales=scales)
         return replace(rows, tokens=self.tokens.values.codes, token_scales=self.tokens.values.scales)
 
+    def shards_of(self, rows: np.ndarray) -> np.ndarray:
+        """Which shard each row lies in, (m,) int64: rows of one are read together.
+
+        Args:
+            rows: (m,) row numbers.
+        """
+        counts = [
+            len(shard) if keep is None else len(keep) for shard, keep in zip(self._shards, self._keeps, strict=True)
+        ]
+        return np.searchsorted(np.cumsum(counts), rows, side="right")
+
     def restricted(self, keep: np.ndarray) -> Store:
         """The same store with only some of its rows in sight; failures stay.
 

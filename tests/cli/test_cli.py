@@ -217,7 +217,7 @@ def test_a_plan_is_told_and_nothing_is_written(make_manifest, checkpoints: Path,
         assert line in done.output
     assert json.loads(call(*command, "--json").stdout)["fits"] is True
     assert not (tmp_path / "s").exists()
-    from embedcache.stage_one import resources
+    from embedcache import resources
 
     monkeypatch.setattr(resources, "free_bytes", lambda store: 100)
     refused = call(*command)

@@ -57,7 +57,7 @@ def test_both_stages_from_one_recipe(recipe: Recipe, tmp_path: Path) -> None:
     for name in ("vit", "again", "bert"):
         assert embedcache.verify_store(recipe.cache / name) == []
     for pair in ("vit+bert", "again+bert"):
-        assert embedcache.Adaptor.from_pretrained(tmp_path / "run" / pair).config.projection_dim == 24
+        assert embedcache.Adaptor.from_pretrained(tmp_path / "run" / pair).config["projection_dim"] == 24
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["fingerprints"]["vit"] == embedcache.open_store(recipe.cache / "vit").fingerprint
     assert config["train"]["epochs"] == 2

@@ -13,16 +13,15 @@ import pandas as pd
 import pytest
 
 import embedcache
-from embedcache import Manifest
+from embedcache import Manifest, resources
 from embedcache.data.reports import ReportPolicy
 from embedcache.data.views import ViewPolicy
 from embedcache.encoders.base import Encoded, EncoderRecord, Prepared
 from embedcache.errors import FingerprintMismatchError, InputError, NoRoomError
+from embedcache.resources import in_bytes
 from embedcache.stage_one import estimate as estimate_module
-from embedcache.stage_one import resources
 from embedcache.stage_one.estimate import bytes_on_disk
 from embedcache.stage_one.extract import plan_extraction
-from embedcache.stage_one.resources import in_bytes
 from embedcache.store.layout import Layout, TokenLayout
 
 
@@ -225,7 +224,7 @@ import embedcache
 from embedcache import Manifest
 from embedcache.encoders.base import Encoded, EncoderRecord, Prepared
 from embedcache.stage_one.extract import plan_extraction
-from embedcache.stage_one.resources import forget_peak, peak_bytes, resident_bytes
+from embedcache.resources import forget_peak, peak_bytes, resident_bytes
 
 class Wide:
     modality, dim, token_dim, token_grid = "image", 1024, 1024, (4, 4)

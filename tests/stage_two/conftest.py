@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from golden_numbers import golden_numbers
+from torch import Tensor
 
 import embedcache
 from embedcache import Manifest
@@ -48,3 +50,9 @@ def world(tmp_path: Path) -> World:
         embedcache.save_store(tmp_path / "text", ids, text, modality="text", store_dtype="float32"),
         image,
     )
+
+
+@pytest.fixture(params=[1, 2])
+def golden(request: pytest.FixtureRequest) -> dict[str, Tensor]:
+    """What the paper's own code computed with 1 and 2 layers."""
+    return golden_numbers(request.param)

@@ -173,7 +173,7 @@ def test_splits_without_both_classes_are_refused(world) -> None:
         ({"fractions": (0.0,)}, "above 0 and at most 1"),
         ({"n_seeds": 0}, "n_seeds is 0, expected at least 1"),
         ({"heads": ()}, "at least one head"),
-        ({"subsets": "some"}, "subsets 'some', expected drawn or manifest"),
+        ({"subsets": "some"}, "subsets is 'some', expected one of drawn, manifest"),
     ],
 )
 def test_wrong_settings(fields: dict, message: str) -> None:

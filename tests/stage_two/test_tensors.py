@@ -10,7 +10,7 @@ import pytest
 import embedcache
 from embedcache import Manifest
 from embedcache.errors import JoinError, MissingIdsError
-from embedcache.stage_two.tensors import epoch_batches, join, resident, text_codes
+from embedcache.stage_two.tensors import join, resident, text_codes
 
 
 def test_rows_meet_by_id_whatever_the_order_of_a_store(world, tmp_path: Path) -> None:
@@ -80,19 +80,20 @@ def test_equal_texts_share_a_code(world) -> None:
     assert len(set(codes.tolist())) == 3
 
 
-def test_a_batch_holds_a_report_once_and_an_epoch_each_pair_once() -> None:
-    rng = np.random.default_rng(0)
-    report_ids = np.array([f"r{k}" for k in rng.integers(0, 60, 200)])
-    batches = epoch_batches(report_ids, 16, np.random.default_rng(1))
-    for batch in batches:
-        assert 1 < len(batch) <= 16
-        assert len(set(report_ids[batch])) == len(batch)
-    seen = np.concatenate(batches)
-    assert len(seen) == len(set(seen.tolist()))
-    assert 195 <= len(seen) <= 200
-    again = epoch_batches(report_ids, 16, np.random.default_rng(2))
-    assert any(not np.array_equal(a, b) for a, b in zip(batches, again, strict=False))
+def test_ids_in_one_store_only_can_be_left_out_and_are_named(world, tmp_path: Path) -> None:
+    ids = world.image.ids
+    fewer = embedcache.save_store(tmp_path / "fewer", ids[3:], world.values[3:], store_dtype="float32")
+    texts = embedcache.save_store(
+        tmp_path / "texts", ids[:-2], world.values[:-2], modality="text", store_dtype="float32"
+    )
+    with pytest.raises(MissingIdsError, match=r"3 of 400 image ids .*'i000', 'i001', 'i002'.*--allow-missing"):
+        join(world.manifest, fewer, texts)
+    joined = join(world.manifest, fewer, texts, allow_missing=True)
+    assert joined.missing == ("i000", "i001", "i002", "i398", "i399")
+    assert (len(joined.rows), joined.n_failed) == (395, 0)
 
 
-def test_one_pair_makes_no_batch() -> None:
-    assert epoch_batches(np.array(["a"]), 16, np.random.default_rng(0)) == []
+def test_another_dataset_is_refused_even_where_rows_may_be_missing(world, tmp_path: Path) -> None:
+    other = embedcache.save_store(tmp_path / "other", ["x", "y"], world.values[:2], store_dtype="float32")
+    with pytest.raises(JoinError, match="a store of another dataset"):
+        join(world.manifest, other, allow_missing=True)

@@ -1,0 +1,90 @@
+"""How well images and texts lie together in the shared space: retrieval over distinct texts, and the space's shape.
+
+Shape notation: n pairs, m distinct texts, p width of the shared space.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedcache.metrics.retrieval import chance_recall_at, recall_at
+
+TOP = (1, 5, 10)
+_ROWS_AT_ONCE = 1024
+_SPREAD_ROWS = 2048  # the spread of a modality is measured on so many of its vectors, evenly chosen
+
+
+@torch.inference_mode()
+def alignment(image: Tensor, text: Tensor, texts: np.ndarray) -> dict[str, float]:
+    """Measures of n embedded pairs; NaN where undefined.
+
+    `image_to_text_recall@1` and so on: how many images find their text among the distinct texts, and back, where a
+    text has found one of its images; beside it what chance gives. `..._median_rank`: of the first match, from 1.
+    `alignment`: mean squared distance within a pair. `image_uniformity`, `text_uniformity`: logarithm of the mean
+    Gaussian potential, 0 where all vectors are one and about -4 where they cover the sphere (both: Wang and Isola
+    2020). `modality_gap`: distance between the means of both modalities (Liang et al. 2022).
+
+    Args:
+        image, text: unit vectors, (n, p).
+        texts: equal where two pairs have the same text, (n,).
+    """
+    names, first, of_pair, counts = np.unique(texts, return_index=True, return_inverse=True, return_counts=True)
+    distinct = text[torch.from_numpy(first).to(text.device)]
+    own = torch.from_numpy(of_pair).to(text.device)
+    found: dict[str, float] = {}
+    directions = (
+        ("image_to_text", _ranks_of_texts(image, distinct, own), np.ones(len(image), np.int64), len(names)),
+        ("text_to_image", _ranks_of_images(distinct, image, own), counts, len(image)),
+    )
+    for direction, ranks, n_matches, n_candidates in directions:
+        for k in TOP:
+            found[f"{direction}_recall@{k}"] = recall_at(ranks, k)
+            found[f"{direction}_chance@{k}"] = chance_recall_at(n_matches, n_candidates, k)
+        found[f"{direction}_median_rank"] = float(np.median(ranks)) if len(ranks) else math.nan
+    found["alignment"] = float((image - text).square().sum(dim=1).mean()) if len(image) else math.nan
+    found["image_uniformity"], found["text_uniformity"] = _uniformity(image), _uniformity(distinct)
+    found["modality_gap"] = float((image.mean(0) - text.mean(0)).norm()) if len(image) else math.nan
+    return found
+
+
+def _ranks_of_texts(image: Tensor, distinct: Tensor, own: Tensor) -> np.ndarray:
+    """At which rank each image finds its text, (n,) float64."""
+    ranks = []
+    for rows, wanted in zip(image.split(_ROWS_AT_ONCE), own.split(_ROWS_AT_ONCE), strict=True):
+        scores = rows @ distinct.T
+        best = scores.gather(1, wanted[:, None])
+        ranks.append(_rank(scores, best, torch.ones_like(wanted)))
+    return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0)
+
+
+def _ranks_of_images(distinct: Tensor, image: Tensor, own: Tensor) -> np.ndarray:
+    """At which rank each text finds the first of its images, (m,) float64."""
+    ranks = []
+    for start in range(0, len(distinct), _ROWS_AT_ONCE):
+        scores = distinct[start : start + _ROWS_AT_ONCE] @ image.T
+        number = torch.arange(start, start + len(scores), device=own.device)
+        matches = own[None, :] == number[:, None]
+        best = scores.masked_fill(~matches, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append(_rank(scores, best, (matches & (scores == best)).sum(dim=1)))
+    return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0)
+
+
+def _rank(scores: Tensor, best: Tensor, n_own: Tensor) -> Tensor:
+    """The rank of the best match, where others with its very score stand before it half of the time."""
+    better = (scores > best).sum(dim=1)
+    ties = (scores == best).sum(dim=1) - n_own
+    return 1 + better.double() + ties.double() / 2
+
+
+def _uniformity(x: Tensor) -> float:
+    n = len(x)
+    if n < 2:
+        return math.nan
+    chosen = x[torch.linspace(0, n - 1, min(n, _SPREAD_ROWS), device=x.device).round().long()]
+    distances = (2 - 2 * chosen @ chosen.T).clamp_min(0)
+    others = ~torch.eye(len(chosen), dtype=torch.bool, device=x.device)
+    return float((-2 * distances[others]).exp().mean().log())

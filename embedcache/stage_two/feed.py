@@ -1,0 +1,299 @@
+"""From stores to batches on the device: rows that are resident there, or streamed as they are needed.
+
+Shape notation: k models, b pairs of a batch, n pairs, m rows, d width, l tokens, p pairs of a batch over all processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedcache.device import moved
+from embedcache.resources import available_bytes, in_bytes
+from embedcache.stage_two.batches import Plan
+from embedcache.stage_two.distributed import Share
+from embedcache.stage_two.pairs import Pairs, Side
+from embedcache.stage_two.tensors import check_fit, read_rows, width
+from embedcache.store.columns import RaggedTokens
+
+_MEMORY_SHARE = 0.6  # of what is free, that resident rows may take
+_TOKENS_STEP = 32  # lengths of texts are rounded up, so that batches have few shapes
+T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """What k models see in a step.
+
+    image, text: (k, b, d) or (k, b, l, d), float32. image_mask, text_mask: which tokens are there, (k, b, l) bool;
+    None where all are. codes: equal for positives of each other, (k, b). all_codes: of the whole batch, (k, p), of
+    which this process has a part.
+    """
+
+    image: Tensor
+    text: Tensor
+    image_mask: Tensor | None
+    text_mask: Tensor | None
+    codes: Tensor
+    all_codes: Tensor
+
+    def each(self, change: Callable[[Tensor], Any]) -> Batch:
+        """The same with every tensor changed; what is None stays."""
+        return Batch(*(None if part is None else change(part) for part in self))  # type: ignore[arg-type]
+
+
+class Rows(NamedTuple):
+    """Some rows of a store: values (..., d) or (..., l, d) float32, and which tokens are there, (..., l)."""
+
+    values: Tensor
+    mask: Tensor | None
+
+
+class Resident:
+    """Rows of one side on the device in the precision in which they are stored."""
+
+    def __init__(self, side: Side, device: str) -> None:
+        values, self._host_lengths = _read(side, np.arange(len(side.rows)))
+        self._values = values.to(device)
+        if self._host_lengths is not None:
+            starts = np.cumsum(self._host_lengths) - self._host_lengths
+            self._lengths, self._starts = (torch.from_numpy(x).to(device) for x in (self._host_lengths, starts))
+
+    def take(self, local: np.ndarray, at: Tensor) -> Rows:
+        """Rows by their place among the side's rows.
+
+        Args:
+            local: (...) on the host.
+            at: the same on the device.
+        """
+        if self._host_lengths is None:
+            values = self._values.index_select(0, at.reshape(-1)).float()
+            return Rows(values.view(*at.shape, *self._values.shape[1:]), None)
+        flat = at.reshape(-1)
+        length = _rounded_up(int(self._host_lengths[local].max(initial=1)))
+        number = torch.arange(length, device=at.device)
+        mask = number < self._lengths[flat][:, None]
+        tokens = (self._starts[flat][:, None] + number).clamp_max(len(self._values) - 1)
+        values = self._values.index_select(0, tokens.reshape(-1)).float().view(*at.shape, length, -1)
+        return Rows(values, mask.view(*at.shape, length))
+
+
+class Streamed:
+    """Rows of one side, read from their store when they are asked for."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+
+    def read(self, local: np.ndarray) -> Rows:
+        """Rows by their place among the side's rows, on the host in the precision in which they are stored.
+
+        Args:
+            local: (m,), each once and ascending.
+        """
+        values, lengths = _read(self._side, local)
+        if lengths is None:
+            return Rows(values, None)
+        length = _rounded_up(int(lengths.max(initial=1)))
+        mask = torch.arange(length) < torch.from_numpy(lengths)[:, None]
+        padded = values.new_zeros(len(local), length, values.shape[-1])
+        padded[mask] = values
+        return Rows(padded, mask)
+
+
+class Feed:
+    """Batches of the pairs of one split.
+
+    Args:
+        resident: whether all rows lie on the device.
+        share: which part of each batch this process has.
+    """
+
+    def __init__(self, pairs: Pairs, device: str, *, resident: bool, share: Share | None = None) -> None:
+        self.pairs, self.device, self.resident = pairs, device, resident
+        self._share = share or Share()
+        self._codes = torch.from_numpy(pairs.codes).to(device)
+        self._n_codes = int(pairs.codes.max(initial=0)) + 1
+        self._sides: tuple[Resident, Resident] | tuple[Streamed, Streamed] = (
+            (Resident(pairs.image, device), Resident(pairs.text, device))
+            if resident
+            else (Streamed(pairs.image), Streamed(pairs.text))
+        )
+
+    def epoch(self, plans: Sequence[Plan], *, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch of k models, from number `first` on.
+
+        Args:
+            plans: one for each model; their batches have the same sizes.
+        """
+        if self.resident:
+            yield from self._from_resident(plans, first)
+        else:
+            yield from ahead(self._from_stream(plans, first))
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, Rows, Rows]]:
+        """All pairs in order, each sample as it is: positions, images and texts on the device, `size` at a time."""
+        n = len(self.pairs)
+        for start in range(0, n, size):
+            where = slice(start, min(start + size, n))
+            image, text = self.pairs.image.index[where, 0], self.pairs.text.index[where, 0]
+            yield where, self._at(0, image), self._at(1, text)
+
+    def _at(self, k: int, local: np.ndarray) -> Rows:
+        side = self._sides[k]
+        if isinstance(side, Resident):
+            return side.take(local, torch.from_numpy(local).to(self.device))
+        unique, inverse = np.unique(local, return_inverse=True)
+        return self._placed(side.read(unique), inverse)
+
+    def _from_resident(self, plans: Sequence[Plan], first: int) -> Iterator[Batch]:
+        host = places(self.pairs, plans)
+        device = [torch.from_numpy(of_side).to(self.device) for of_side in host]
+        epoch = self._epoch(plans)
+
+        def take(k: int, which: int, part: slice) -> Rows:
+            side = self._sides[k]
+            assert isinstance(side, Resident)  # both sides are of one kind
+            return side.take(host[k][which][:, part], device[k][which][:, part])
+
+        for s in range(first, plans[0].n_batches):
+            yield self._batch(epoch, plans[0], s, take)
+
+    def _from_stream(self, plans: Sequence[Plan], first: int) -> Iterator[Batch]:
+        """Batches whose rows are read window by window; runs in a thread, a batch ahead."""
+        plan, host, epoch = plans[0], places(self.pairs, plans), self._epoch(plans)
+        for a, b in zip(plan.windows[:-1], plan.windows[1:], strict=True):
+            if b <= first:
+                continue
+            begin, end = int(plan.starts[a]), int(plan.starts[b])
+            read = []
+            for side, of_side in zip(self._sides, host, strict=True):
+                assert isinstance(side, Streamed)  # both sides are of one kind
+                unique, inverse = np.unique(of_side[:, :, begin:end], return_inverse=True)
+                read.append((side.read(unique), inverse.reshape(*of_side.shape[:2], -1)))
+
+            def take(k: int, which: int, part: slice, read: Any = read, begin: int = begin) -> Rows:
+                rows, at = read[k]
+                return self._placed(rows, at[which][:, part.start - begin : part.stop - begin])
+
+            for s in range(max(a, first), b):
+                yield self._batch(epoch, plan, s, take)
+
+    def _batch(self, epoch: _Epoch, plan: Plan, s: int, take: Callable[[int, int, slice], Rows]) -> Batch:
+        """This process's part of batch number s.
+
+        Args:
+            take: gives a side's rows of the pairs (0), or of their partners (1), of a slice of the epoch.
+        """
+        start, stop = int(plan.starts[s]), int(plan.starts[s + 1])
+        low, high = self._share.bounds(stop - start)
+        part = slice(start + low, start + high)
+        image, text = take(0, 0, part), take(1, 0, part)
+        if plan.partners is not None:
+            image, text = (_mixed(own, take(k, 1, part), epoch.shares[:, s]) for k, own in enumerate((image, text)))
+        return Batch(image.values, text.values, image.mask, text.mask, epoch.codes[:, part], epoch.codes[:, start:stop])
+
+    def _placed(self, rows: Rows, places: np.ndarray) -> Rows:
+        """Rows that were read, in their order on the device."""
+        at = torch.from_numpy(places.reshape(-1))
+        values = moved(rows.values.index_select(0, at), self.device).float()
+        mask = None if rows.mask is None else moved(rows.mask.index_select(0, at), self.device)
+        return Rows(
+            values.view(*places.shape, *rows.values.shape[1:]), None if mask is None else mask.view(*places.shape, -1)
+        )
+
+    def _epoch(self, plans: Sequence[Plan]) -> _Epoch:
+        """What of an epoch is on the device from its start."""
+        codes = self._codes[_stacked([plan.pairs for plan in plans], self.device)]
+        partners = [plan.partners for plan in plans if plan.partners is not None]
+        if partners:  # a mixture is equal to a mixture of equals alone
+            codes = codes * self._n_codes + codes.gather(1, _stacked(partners, self.device))
+        return _Epoch(codes, _stacked([plan.shares for plan in plans], self.device))
+
+
+class _Epoch(NamedTuple):
+    """codes: of each pair, (k, m). shares: how much of each batch's mixtures is the pair's own, (k, s)."""
+
+    codes: Tensor
+    shares: Tensor
+
+
+def places(pairs: Pairs, plans: Sequence[Plan]) -> tuple[np.ndarray, np.ndarray]:
+    """For an epoch of k models where each pair's rows, and its partner's, are among those of the image and text side.
+
+    Returns:
+        (1, k, m) each; (2, k, m) where pairs are mixed with partners.
+    """
+    found = []
+    for side, views in ((pairs.image, "image_views"), (pairs.text, "text_views")):
+        own = [side.index[plan.pairs, getattr(plan, views)] for plan in plans]
+        partners = [of[plan.partners] for of, plan in zip(own, plans, strict=True) if plan.partners is not None]
+        found.append(np.stack([np.stack(which) for which in (own, partners) if which]))
+    return found[0], found[1]
+
+
+def fits(parts: Sequence[Pairs], device: str) -> tuple[bool, str]:
+    """Whether all rows that some splits use may lie on the device, and in words what they need."""
+    needed = sum(
+        len(side.rows) * _row_bytes(side) for pairs in parts for side in (pairs.image, pairs.text) if len(side.rows)
+    )
+    free = available_bytes() if device == "cpu" else torch.cuda.mem_get_info(device)[0]
+    return needed <= _MEMORY_SHARE * free, f"{in_bytes(needed)} of rows, {in_bytes(free)} free"
+
+
+def ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """The same items, the next of them made in a thread while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = thread.submit(next, items, None)
+            yield item
+
+
+def _stacked(arrays: Sequence[np.ndarray], device: str) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)).to(device)
+
+
+def _row_bytes(side: Side) -> int:
+    layout = side.store.layout
+    value_bytes = {"float16": 2, "bfloat16": 2}.get(layout.dtype, 4)
+    if side.features == "embeddings":
+        return width(side.store, "embeddings") * value_bytes
+    tokens = side.store.tokens
+    length = tokens.lengths.mean() if isinstance(tokens, RaggedTokens) else tokens.shape[1]
+    return int(length * width(side.store, "tokens") * value_bytes)
+
+
+def _read(side: Side, local: np.ndarray) -> tuple[Tensor, np.ndarray | None]:
+    """Rows of a side as they are stored: (m, d) or (m, l, d), or ragged tokens one after the other, (sum of l, d).
+
+    Returns:
+        With ragged tokens also the lengths, (m,) int64; else None.
+    """
+    rows = side.rows[local]
+    if side.features == "embeddings":
+        return read_rows(side.store, rows), None
+    tokens = side.store.tokens
+    if isinstance(tokens, RaggedTokens):
+        parts = tokens[rows]
+        lengths = np.array([len(part) for part in parts], np.int64)
+        values = torch.from_numpy(np.concatenate(parts) if len(parts) else np.empty((0, tokens.dim), np.float32))
+        fit_tokens = torch.isfinite(values).all(dim=1).numpy()
+        fit = torch.from_numpy(np.array([part.all() for part in np.split(fit_tokens, np.cumsum(lengths)[:-1])], bool))
+    else:
+        values, lengths = torch.from_numpy(np.ascontiguousarray(tokens[rows])), None
+        fit = torch.isfinite(values).flatten(1).all(dim=1)
+    check_fit(side.store, rows, fit)
+    return values.bfloat16() if side.store.layout.dtype == "bfloat16" else values, lengths
+
+
+def _mixed(own: Rows, other: Rows, share: Tensor) -> Rows:
+    """Latent mixup: each model's batch with its partners, in one share for both modalities. Source: FuseMix."""
+    return Rows(torch.lerp(other.values, own.values, share[:, None, None]), None)
+
+
+def _rounded_up(length: int) -> int:
+    return -(-length // _TOKENS_STEP) * _TOKENS_STEP
