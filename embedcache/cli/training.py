@@ -99,9 +99,7 @@ def _config(given: dict[str, Any]) -> TrainConfig:
     from embedcache.stage_two.config import TrainConfig
 
     try:
-        return TypeAdapter(TrainConfig).validate_python(
-            {name: None if value == "none" and name == "clip_norm" else value for name, value in given.items()}
-        )
+        return TypeAdapter(TrainConfig).validate_python(given)
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
         raise SettingsError("; ".join(wrong)) from error
