@@ -33,7 +33,6 @@ import cProfile
 import hashlib
 import json
 import os
-import platform
 import pstats
 import shutil
 import statistics
@@ -48,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 from many_ids import MANY_SHARDS, measure_ids
-from measuring import Goal, Result, median_ratio, seconds, table, turn_by_turn
+from measuring import Goal, Result, machine, median_ratio, seconds, table, turn_by_turn
 from usual_ways import H5Rows, MapStyle, NpyRows, PtFiles, batch_rate, loader_rate, write_h5, write_pt_files
 
 if TYPE_CHECKING:
@@ -405,22 +404,6 @@ _PARTS: dict[str, Callable[[Bench], Iterator[Result]]] = {
 }
 
 
-def _machine(folder: Path) -> dict[str, Any]:
-    """What the numbers depend on, beside the code."""
-    import h5py
-    import torch
-
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "h5py": h5py.__version__,
-        "directory": str(folder.parent),
-    }
-
-
 @click.command()
 @click.option("--rows", type=click.IntRange(min=_BATCH), default=200_000, show_default=True)
 @click.option("--dim", type=click.IntRange(min=1), default=768, show_default=True)
@@ -435,11 +418,12 @@ def main(
     """Measures a store against memory and against the usual ways; prints one table."""
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="bench-store-", dir=directory) as folder:
-        bench, machine = Bench(Path(folder), rows, dim, n_ids, repeats), _machine(Path(folder))
+        measured_on = {**machine("numpy", "torch", "h5py"), "directory": str(Path(folder).parent)}
+        bench = Bench(Path(folder), rows, dim, n_ids, repeats)
         for part in only or _PARTS:
             click.echo(f"measuring {part} ...", err=True)
             results += _PARTS[part](bench)
-    settings = {"rows": rows, "dim": dim, "ids": n_ids, "repeats": repeats, **machine}
+    settings = {"rows": rows, "dim": dim, "ids": n_ids, "repeats": repeats, **measured_on}
     if as_json:
         click.echo(json.dumps({"settings": settings, "results": [r.as_json() for r in results]}, indent=2))
     else:

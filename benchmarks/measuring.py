@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +82,17 @@ def table(results: Sequence[Result]) -> str:
         for cells in lines
     ]
     return "\n".join([justified[0], "-" * max(map(len, justified)), *justified[1:]])
+
+
+def machine(*libraries: str) -> dict[str, Any]:
+    """What the numbers depend on, beside the code: cores, how busy they are, and versions."""
+    versions = {name: importlib.metadata.version(name) for name in libraries}
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def turn_by_turn(calls: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

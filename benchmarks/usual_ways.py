@@ -54,6 +54,19 @@ class NpyRows:
         return np.array(self._rows[i])  # torch warns of arrays that cannot be written to
 
 
+class Pairwise:
+    """Rows of an image and a text dataset side by side, by one number."""
+
+    def __init__(self, images: MapStyle, texts: MapStyle) -> None:
+        self._images, self._texts = images, texts
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return {side: np.float32(rows[i]) for side, rows in (("image", self._images), ("text", self._texts))}
+
+
 class PtFiles:
     """One .pt file a sample."""
 

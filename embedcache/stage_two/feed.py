@@ -18,7 +18,7 @@ from embedcache.resources import available_bytes, in_bytes
 from embedcache.stage_two.batches import Plan
 from embedcache.stage_two.distributed import Share
 from embedcache.stage_two.pairs import Pairs, Side
-from embedcache.stage_two.tensors import check_fit, read_rows, width
+from embedcache.stage_two.tensors import check_fit, fit_rows, read_rows, width
 from embedcache.store.columns import RaggedTokens
 
 _MEMORY_SHARE = 0.6  # of what is free, that resident rows may take
@@ -281,11 +281,12 @@ def _read(side: Side, local: np.ndarray) -> tuple[Tensor, np.ndarray | None]:
         parts = tokens[rows]
         lengths = np.array([len(part) for part in parts], np.int64)
         values = torch.from_numpy(np.concatenate(parts) if len(parts) else np.empty((0, tokens.dim), np.float32))
-        fit_tokens = torch.isfinite(values).all(dim=1).numpy()
-        fit = torch.from_numpy(np.array([part.all() for part in np.split(fit_tokens, np.cumsum(lengths)[:-1])], bool))
+        n_fit = torch.cat([torch.zeros(1, dtype=torch.int64), fit_rows(values).cumsum(0)])
+        ends = torch.from_numpy(np.cumsum(lengths))
+        fit = n_fit[ends] - n_fit[ends - torch.from_numpy(lengths)] == torch.from_numpy(lengths)
     else:
         values, lengths = torch.from_numpy(np.ascontiguousarray(tokens[rows])), None
-        fit = torch.isfinite(values).flatten(1).all(dim=1)
+        fit = fit_rows(values.flatten(0, 1)).view(values.shape[:2]).all(dim=1)
     check_fit(side.store, rows, fit)
     return values.bfloat16() if side.store.layout.dtype == "bfloat16" else values, lengths
 
