@@ -19,6 +19,7 @@ from embedcache.errors import FingerprintMismatchError, RunNotFoundError
 from embedcache.output import write_text, write_whole
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.inputs import InputNorm, unit
+from embedcache.stage_two.published import model_card, reference_weights
 from embedcache.stage_two.tensors import width
 from embedcache.stage_two.towers import AttentionTowers, SeparateTowers, mean_token, mlp_tower, separate_towers
 from embedcache.store.store import Store
@@ -234,30 +235,7 @@ class Adaptor(nn.Module, PyTorchModelHubMixin):
         Raises:
             KeyError: the state dict lacks a weight; the message names it.
         """
-        marker = "projection.visual_projection.weight"
-        before = next((key.removesuffix(marker) for key in state_dict if key.endswith(marker)), "")
-        theirs_all = {key.removeprefix(before): value for key, value in state_dict.items() if key.startswith(before)}
-        prefix = "adaptor_module.encoder."
-        names = sorted({key.removeprefix(prefix).split(".")[0] for key in theirs_all if key.startswith(prefix)})
-        numbered = all(name.isdigit() for name in names)  # the paper's code has no number where there is one block
-        n_layers = len(names) if numbered else 1
-        renamed = {
-            "towers.image_projection.weight": marker,
-            "towers.text_projection.weight": "projection.text_projection.weight",
-            "logit_scale": "logit_scale",
-        }
-        for i in range(n_layers):
-            theirs = f"{prefix}{i}." if numbered else prefix
-            for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"):
-                renamed[f"towers.blocks.{i}.{name}"] = f"{theirs}attn.{name}"
-            for layer in ("linear1", "linear2", "norm1", "norm2"):
-                for kind in ("weight", "bias"):
-                    renamed[f"towers.blocks.{i}.{layer}.{kind}"] = f"{theirs}{layer}.{kind}"
-        ours = {}
-        for name, reference in renamed.items():
-            if reference not in theirs_all:
-                raise KeyError(f"the reference checkpoint lacks {reference!r}, expected for our {name!r}")
-            ours[name] = theirs_all[reference]
+        ours, n_layers = reference_weights(state_dict)
         projection_dim, image_dim = ours["towers.image_projection.weight"].shape
         adaptor = cls(
             image_dim,
@@ -296,7 +274,7 @@ class Adaptor(nn.Module, PyTorchModelHubMixin):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The page that goes beside the weights: what they were trained on, and how to use them."""
-        return ModelCard(_card(self))
+        return ModelCard(model_card(self.config, count_parameters(self)))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Writes `adaptor.safetensors` and `config.json` (settings, both encoders' names and fingerprints)."""
@@ -375,21 +353,3 @@ def _name(store: Store) -> str:
 def _pooled(x: Tensor, mask: Tensor | None) -> Tensor:
     """Tokens to the unit vector of their sample, (b, l, p) to (b, p); pooled ones, (b, p), to unit vectors."""
     return unit(x) if x.ndim == 2 else unit(mean_token(unit(x), mask))
-
-
-def _card(adaptor: Adaptor) -> str:
-    settings = {name: value for name, value in adaptor.config.items() if name != "encoders"}
-    trained_on = [f"- {of}: {e['name']}, fingerprint `{e['fingerprint']}`" for of, e in adaptor.encoders.items()]
-    size = f"{count_parameters(adaptor):,} trained parameters on top of frozen encoders"
-    return "\n".join(
-        [
-            "---", "library_name: embedcache", "tags: [embedcache, adaptor]", "---", "",
-            "# Adaptor", "",
-            f"{size}. Method: *Freeze the backbones*, arXiv 2401.01179.", "",
-            "Trained on the cached embeddings of", "", *(trained_on or ["- unknown encoders"]), "",
-            "and of use with those alone: `embedcache` refuses any other by its fingerprint.", "",
-            "```python", "adaptor = embedcache.Adaptor.from_pretrained(...)  # this repository or folder",
-            "adaptor.encode_image(embeddings)  # unit vectors", "```", "",
-            "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + ".", "",
-        ]
-    )  # fmt: skip

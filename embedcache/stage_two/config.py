@@ -44,6 +44,7 @@ class TrainConfig:
         precision: of matrix products in the Adaptor; sums and the loss are always float32.
         data: `resident`: all rows on the device; `streamed`: read as they are needed; `auto`: resident if they fit.
         order: `shuffled`, or `shards`: a few shards at a time in full, for streams from slow disks.
+        capture: on a GPU, record steps as CUDA graphs, so that the host queues one call for each.
         allow_missing: leave out, and count, rows of the manifest that a store does not account for.
         checkpoint_s: seconds between checkpoints; a killed run goes on from the last one.
         tensorboard: also write TensorBoard's event files into the run directory.
@@ -76,6 +77,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     data: Literal["auto", "resident", "streamed"] = "auto"
     order: Literal["shuffled", "shards"] = "shuffled"
+    capture: bool = True
     allow_missing: bool = False
     checkpoint_s: Annotated[float, Ge(0)] = 60.0
     tensorboard: bool = False

@@ -72,7 +72,7 @@ class Steps:
     def _set_up(self) -> None:
         together = self._batched and len(self.adaptors) > 1
         self._stacked = _stack(self.adaptors) if together else None
-        captured = self._on_gpu and self._group.size == 1
+        captured = self._on_gpu and self._config.capture and self._group.size == 1
         self._captured = _Captured(self._step) if captured else None
 
     def step(self, batch: Batch, factor: float) -> Tensor:
@@ -205,7 +205,7 @@ class _Captured:
         if shape not in self._graphs:
             static = batch.each(torch.clone)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # rows may be read ahead meanwhile
                 losses = self._step(static)
             self._graphs[shape] = (graph, static, losses)
         graph, static, losses = self._graphs[shape]

@@ -36,7 +36,7 @@ _SHORTCUT = (
     "attention is cross-modal: in training each image was embedded with its own report at hand, so losses and recalls "
     "are no measure of what it tells of an image alone"
 )
-_OF_THE_MACHINE = ("device", "data", "checkpoint_s", "tensorboard")  # these change no result
+_OF_THE_MACHINE = ("device", "data", "capture", "checkpoint_s", "tensorboard")  # these change no result
 
 
 @dataclass(frozen=True)
