@@ -119,6 +119,15 @@ class _FullPrecision(contextlib.AbstractContextManager[None]):
 full_precision = _FullPrecision()
 
 
+def on_device(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Within it, what a GPU is asked for without naming one goes to this one."""
+    if device == "cpu":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
+
+
 def own_stream(device: str) -> None:
     """From now on what this thread does on the GPU runs beside what other threads do there."""
     import torch

@@ -98,8 +98,11 @@ def _config(given: dict[str, Any]) -> TrainConfig:
 
     from embedcache.stage_two.config import TrainConfig
 
+    optional = {name for name, kind in TrainConfig.__annotations__.items() if str(kind).endswith("| None")}
     try:
-        return TypeAdapter(TrainConfig).validate_python(given)
+        return TypeAdapter(TrainConfig).validate_python(
+            {name: None if value == "none" and name in optional else value for name, value in given.items()}
+        )
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
         raise SettingsError("; ".join(wrong)) from error
@@ -111,6 +114,8 @@ def _pairs(settings: tuple[str, ...], option: str) -> dict[str, str]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise SettingsError(f"{option} {setting!r}: expected FIELD=VALUE")
+        if name in found:
+            raise SettingsError(f"{option} names {name!r} twice")
         found[name] = value
     return found
 
@@ -131,14 +136,15 @@ def _in_words(result: TrainResult) -> str:
     best = result.best
     pairs = f"{result.n_train} training pairs, {result.n_valid} validation pairs"
     epoch = f"best epoch {result.best_epoch + 1} of {len(result.history)}"
+    if result.n_valid < 2:
+        return f"{pairs}: none to choose an epoch by, so the last of {len(result.history)} is kept"
     lines = [f"{pairs}, {epoch}: validation loss {best['valid_loss']:.3f}"]
     for direction, words in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
-        if f"{direction}_recall@1" in best:
-            recalls = ", ".join(
-                f"@{k} {best[f'{direction}_recall@{k}']:.3f} (chance {best[f'{direction}_chance@{k}']:.3f})"
-                for k in (1, 5, 10)
-            )
-            lines.append(f"{words}: recall {recalls}, median rank {best[f'{direction}_median_rank']:g}")
+        recalls = ", ".join(
+            f"@{k} {best[f'{direction}_recall@{k}']:.3f} (chance {best[f'{direction}_chance@{k}']:.3f})"
+            for k in (1, 5, 10)
+        )
+        lines.append(f"{words}: recall {recalls}, median rank {best[f'{direction}_median_rank']:g}")
     return "\n".join(lines)
 
 

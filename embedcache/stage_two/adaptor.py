@@ -5,19 +5,21 @@ Shape notation: b pairs, l tokens, d_image and d_text embedding widths, p projec
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from embedcache.errors import FingerprintMismatchError, RunNotFoundError
-from embedcache.output import write_text, write_whole
-from embedcache.stage_two.config import TrainConfig
+from embedcache.errors import FingerprintMismatchError, RunNotFoundError, SettingsError
+from embedcache.output import write_text
+from embedcache.stage_two.config import Kind, TrainConfig
+from embedcache.stage_two.files import write_tensors
 from embedcache.stage_two.inputs import InputNorm, unit
 from embedcache.stage_two.published import model_card, reference_weights
 from embedcache.stage_two.tensors import width
@@ -25,7 +27,7 @@ from embedcache.stage_two.towers import AttentionTowers, SeparateTowers, mean_to
 from embedcache.store.store import Store
 
 WEIGHTS, CONFIG = "adaptor.safetensors", "config.json"
-KINDS = ("attention", "mlp", "linear", "identity")
+KINDS = get_args(Kind)
 
 
 class AdaptorOutput(NamedTuple):
@@ -67,7 +69,8 @@ class Adaptor(nn.Module, PyTorchModelHubMixin):
         normalise: of the inputs: `none`, `l2`, `zscore` or `whiten`, fitted on training rows; see `InputNorm`.
         logit_scale: logarithm of the factor of all similarities, at the start.
         logit_bias: what is added to them, at the start; None for no such parameter.
-        encoders: for each modality `name` and `fingerprint` of the encoder whose embeddings it was trained on.
+        encoders: for each modality `name` and `fingerprint` of the encoder whose outputs it was trained on, and which
+            `features` of them, `embeddings` or `tokens`.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class Adaptor(nn.Module, PyTorchModelHubMixin):
             self.towers = separate_towers(image_dim, text_dim, lambda dim: nn.Linear(dim, projection_dim, bias=False))
         elif kind == "identity":
             if image_dim != text_dim:
-                raise ValueError(
+                raise SettingsError(
                     f"adaptor 'identity' of {image_dim}-d images and {text_dim}-d texts, expected one width: nothing "
                     "projects them; use 'linear'"
                 )
@@ -146,14 +149,18 @@ class Adaptor(nn.Module, PyTorchModelHubMixin):
             logit_scale=config.logit_scale,
             logit_bias=config.logit_bias,
             encoders={
-                store.modality: {"name": _name(store), "fingerprint": store.encoder_fingerprint}
-                for store in (image_store, text_store)
+                store.modality: {
+                    "name": _name(store),
+                    "fingerprint": store.encoder_fingerprint,
+                    "features": features,
+                }
+                for store, features in ((image_store, config.image), (text_store, config.text))
             },
         )
 
     @property
     def encoders(self) -> dict[str, dict[str, str]]:
-        """For each modality the `name` and `fingerprint` of the encoder that it was trained on; empty if unknown."""
+        """For each modality what it was trained on: `name`, `fingerprint`, `features`; empty if unknown."""
         return dict(self.config["encoders"])
 
     def forward(
@@ -278,13 +285,9 @@ class Adaptor(nn.Module, PyTorchModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Writes `adaptor.safetensors` and `config.json` (settings, both encoders' names and fingerprints)."""
-        import json
-
-        from safetensors.torch import save_file
-
-        weights = {name: value.detach().contiguous().cpu() for name, value in self.state_dict().items()}
-        write_whole(Path(save_directory) / WEIGHTS, lambda path: save_file(weights, path))
+        write_tensors(Path(save_directory) / WEIGHTS, self.state_dict())
         write_text(Path(save_directory) / CONFIG, json.dumps(self.config, indent=2) + "\n")
+        write_text(Path(save_directory) / "README.md", model_card(self.config, count_parameters(self)))
 
     @classmethod
     def _from_pretrained(

@@ -123,5 +123,7 @@ def deal(n: int, reports: np.ndarray | None, batch_size: int, rng: np.random.Gen
         place = rng.permutation(len(counts))[reports]
         order = order[np.argsort(place[order], kind="stable")]
         n_batches = max(n_batches, int(counts.max()))
-    batches = [order[k::n_batches] for k in rng.permutation(n_batches)]
+    n_larger = n % n_batches  # these come first, so that sizes follow from n alone
+    hands = [*rng.permutation(n_larger), *(n_larger + rng.permutation(n_batches - n_larger))]
+    batches = [order[k::n_batches] for k in hands]
     return [batch for batch in batches if len(batch) > 1]

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from embedcache.errors import RunStateError
-from embedcache.output import write_whole
+from embedcache.stage_two.files import write_tensors
 
 _VERSION = 1
 
@@ -24,9 +23,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], said: Mapping[st
         said: the rest of the state, JSON-ready.
         identity: a fingerprint of all that determines the run.
     """
-    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     state = json.dumps({"version": _VERSION, "identity": identity, **said})
-    write_whole(path, lambda temporary: save_file(ready, temporary, metadata={"state": state}))
+    write_tensors(path, tensors, {"state": state})
 
 
 def read_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -81,7 +81,7 @@ class TrainConfig:
     allow_missing: bool = False
     checkpoint_s: Annotated[float, Ge(0)] = 60.0
     tensorboard: bool = False
-    seed: int = 0
+    seed: Annotated[int, Ge(-(2**63)), Lt(2**63)] = 0
     device: str = "auto"
 
     __pydantic_config__ = STRICT

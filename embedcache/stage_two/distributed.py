@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embedcache.device import count_gpus
+from embedcache.device import count_gpus, pick_device
 from embedcache.errors import SettingsError
 
 
@@ -34,8 +34,8 @@ class Share:
 class Group:
     """The processes of a run; of one alone, nothing here costs anything."""
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
+        self.rank, self.size, self.device = rank, size, device
 
     @property
     def is_first(self) -> bool:
@@ -80,38 +80,54 @@ class Group:
 
 
 @contextmanager
-def joined_group() -> Iterator[Group]:
-    """The processes that torchrun started, or this one alone; leaves the group as it was found.
+def joined_group(device: str) -> Iterator[Group]:
+    """The processes that torchrun started, or this one alone; leaves torch's group as it was found.
+
+    Args:
+        device: `auto`, for several processes on GPUs each its own; `cpu`; or for one process the name of a GPU.
 
     Raises:
-        SettingsError: more processes on this machine than it has GPUs, where it has any.
+        SettingsError: several processes on one GPU.
     """
-    if dist.is_available() and dist.is_initialized():
-        yield Group(dist.get_rank(), dist.get_world_size())
-        return
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
-        yield Group()
+        yield Group(device=pick_device(device))
         return
-    n_gpus, n_here = count_gpus(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if n_gpus and n_here > n_gpus:
-        raise SettingsError(f"{n_here} processes for {n_gpus} GPUs; start torchrun with --nproc-per-node {n_gpus}")
-    dist.init_process_group("nccl" if n_gpus else "gloo")
+    own = _own_device(device)
+    if own != "cpu":
+        torch.cuda.set_device(own)
+    begun_here = not dist.is_initialized()
+    if begun_here:
+        on_gpu = own != "cpu"
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=torch.device(own) if on_gpu else None)
     try:
-        yield Group(dist.get_rank(), dist.get_world_size())
+        yield Group(dist.get_rank(), dist.get_world_size(), own)
     finally:
-        dist.destroy_process_group()
+        if begun_here:
+            dist.destroy_process_group()
+
+
+def _own_device(device: str) -> str:
+    """The device of this process among several."""
+    n_gpus = count_gpus()
+    if device == "cpu" or (device == "auto" and not n_gpus):
+        return "cpu"
+    if device != "auto":
+        raise SettingsError(f"device {device!r} for several processes, expected auto (each its own GPU) or cpu")
+    if processes_here() > n_gpus:
+        raise SettingsError(
+            f"{processes_here()} processes for {n_gpus} GPUs; start torchrun with --nproc-per-node {n_gpus}"
+        )
+    return f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+def processes_here() -> int:
+    """How many processes torchrun started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
     """Whether this process is the one that speaks, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def device_of_process(device: str) -> str:
-    """`auto` is this process's own GPU where torchrun started several; any other name stays."""
-    if device == "auto" and "LOCAL_RANK" in os.environ and count_gpus():
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return device
 
 
 class _Gather(torch.autograd.Function):

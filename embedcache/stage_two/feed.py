@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 
 from embedcache.device import moved
-from embedcache.resources import available_bytes, in_bytes
+from embedcache.resources import available_bytes
 from embedcache.stage_two.batches import Plan
-from embedcache.stage_two.distributed import Share
+from embedcache.stage_two.distributed import Share, processes_here
 from embedcache.stage_two.pairs import Pairs, Side
 from embedcache.stage_two.tensors import check_fit, fit_rows, read_rows, width
 from embedcache.store.columns import RaggedTokens
 
 _MEMORY_SHARE = 0.6  # of what is free, that resident rows may take
+_PIECE = 16_384  # rows that are read at once
+_CHUNK = 4096  # vectors, of samples or of tokens, that are embedded at once where nothing is learnt
 _TOKENS_STEP = 32  # lengths of texts are rounded up, so that batches have few shapes
 T = TypeVar("T")
 
@@ -57,8 +60,7 @@ class Resident:
     """Rows of one side on the device in the precision in which they are stored."""
 
     def __init__(self, side: Side, device: str) -> None:
-        values, self._host_lengths = _read(side, np.arange(len(side.rows)))
-        self._values = values.to(device)
+        self._values, self._host_lengths = _read_all(side, device)
         if self._host_lengths is not None:
             starts = np.cumsum(self._host_lengths) - self._host_lengths
             self._lengths, self._starts = (torch.from_numpy(x).to(device) for x in (self._host_lengths, starts))
@@ -75,11 +77,8 @@ class Resident:
             return Rows(values.view(*at.shape, *self._values.shape[1:]), None)
         flat = at.reshape(-1)
         length = _rounded_up(int(self._host_lengths[local].max(initial=1)))
-        number = torch.arange(length, device=at.device)
-        mask = number < self._lengths[flat][:, None]
-        tokens = (self._starts[flat][:, None] + number).clamp_max(len(self._values) - 1)
-        values = self._values.index_select(0, tokens.reshape(-1)).float().view(*at.shape, length, -1)
-        return Rows(values, mask.view(*at.shape, length))
+        values, mask = _padded(self._values, self._starts[flat], self._lengths[flat], length)
+        return Rows(values.float().view(*at.shape, length, values.shape[-1]), mask.view(*at.shape, length))
 
 
 class Streamed:
@@ -97,11 +96,9 @@ class Streamed:
         values, lengths = _read(self._side, local)
         if lengths is None:
             return Rows(values, None)
+        starts = torch.from_numpy(np.cumsum(lengths) - lengths)
         length = _rounded_up(int(lengths.max(initial=1)))
-        mask = torch.arange(length) < torch.from_numpy(lengths)[:, None]
-        padded = values.new_zeros(len(local), length, values.shape[-1])
-        padded[mask] = values
-        return Rows(padded, mask)
+        return Rows(*_padded(values, starts, torch.from_numpy(lengths), length))
 
 
 class Feed:
@@ -129,18 +126,18 @@ class Feed:
         Args:
             plans: one for each model; their batches have the same sizes.
         """
+        assert all(np.array_equal(plan.starts, plans[0].starts) for plan in plans)
         if self.resident:
             yield from self._from_resident(plans, first)
         else:
             yield from ahead(self._from_stream(plans, first))
 
-    def chunks(self, size: int) -> Iterator[tuple[slice, Rows, Rows]]:
-        """All pairs in order, each sample as it is: positions, images and texts on the device, `size` at a time."""
-        n = len(self.pairs)
-        for start in range(0, n, size):
-            where = slice(start, min(start + size, n))
-            image, text = self.pairs.image.index[where, 0], self.pairs.text.index[where, 0]
-            yield where, self._at(0, image), self._at(1, text)
+    def chunks(self) -> Iterator[tuple[Rows, Rows]]:
+        """Images and texts of all pairs in order, each sample as it is, on the device, some at a time."""
+        size = max(_CHUNK // max(_length(side) for side in (self.pairs.image, self.pairs.text)), 1)
+        for start in range(0, len(self.pairs), size):
+            at = slice(start, start + size)
+            yield self._at(0, self.pairs.image.index[at, 0]), self._at(1, self.pairs.text.index[at, 0])
 
     def _at(self, k: int, local: np.ndarray) -> Rows:
         side = self._sides[k]
@@ -163,24 +160,31 @@ class Feed:
             yield self._batch(epoch, plans[0], s, take)
 
     def _from_stream(self, plans: Sequence[Plan], first: int) -> Iterator[Batch]:
-        """Batches whose rows are read window by window; runs in a thread, a batch ahead."""
-        plan, host, epoch = plans[0], places(self.pairs, plans), self._epoch(plans)
-        for a, b in zip(plan.windows[:-1], plan.windows[1:], strict=True):
-            if b <= first:
-                continue
-            begin, end = int(plan.starts[a]), int(plan.starts[b])
-            read = []
-            for side, of_side in zip(self._sides, host, strict=True):
-                assert isinstance(side, Streamed)  # both sides are of one kind
-                unique, inverse = np.unique(of_side[:, :, begin:end], return_inverse=True)
-                read.append((side.read(unique), inverse.reshape(*of_side.shape[:2], -1)))
+        """Batches whose rows are read window by window; a window and a batch are made ahead, each in a thread."""
+        plan, epoch = plans[0], self._epoch(plans)
+        for a, b, sides in ahead(self._windows(plans, first)):
 
-            def take(k: int, which: int, part: slice, read: Any = read, begin: int = begin) -> Rows:
-                rows, at = read[k]
+            def take(k: int, which: int, part: slice, sides: Any = sides, a: int = a) -> Rows:
+                rows, at = sides[k]
+                begin = int(plan.starts[a])
                 return self._placed(rows, at[which][:, part.start - begin : part.stop - begin])
 
             for s in range(max(a, first), b):
                 yield self._batch(epoch, plan, s, take)
+
+    def _windows(self, plans: Sequence[Plan], first: int) -> Iterator[tuple[int, int, list[tuple[Rows, np.ndarray]]]]:
+        """From batch number `first` on: the first and last + 1 batch of a window, and its rows with their places."""
+        plan, host = plans[0], places(self.pairs, plans)
+        for a, b in pairwise(plan.windows.tolist()):
+            if b <= first:
+                continue
+            sides = []
+            for side, of_side in zip(self._sides, host, strict=True):
+                assert isinstance(side, Streamed)  # both sides are of one kind
+                within = of_side[:, :, plan.starts[a] : plan.starts[b]]
+                unique, inverse = np.unique(within, return_inverse=True)
+                sides.append((side.read(unique), inverse.reshape(within.shape)))
+            yield a, b, sides
 
     def _batch(self, epoch: _Epoch, plan: Plan, s: int, take: Callable[[int, int, slice], Rows]) -> Batch:
         """This process's part of batch number s.
@@ -202,7 +206,8 @@ class Feed:
         values = moved(rows.values.index_select(0, at), self.device).float()
         mask = None if rows.mask is None else moved(rows.mask.index_select(0, at), self.device)
         return Rows(
-            values.view(*places.shape, *rows.values.shape[1:]), None if mask is None else mask.view(*places.shape, -1)
+            values.view(*places.shape, *rows.values.shape[1:]),
+            None if mask is None else mask.view(*places.shape, mask.shape[-1]),
         )
 
     def _epoch(self, plans: Sequence[Plan]) -> _Epoch:
@@ -235,13 +240,14 @@ def places(pairs: Pairs, plans: Sequence[Plan]) -> tuple[np.ndarray, np.ndarray]
     return found[0], found[1]
 
 
-def fits(parts: Sequence[Pairs], device: str) -> tuple[bool, str]:
-    """Whether all rows that some splits use may lie on the device, and in words what they need."""
+def fits(parts: Sequence[Pairs], device: str) -> bool:
+    """Whether all rows that some splits use may lie on the device, beside those of other processes on a CPU."""
     needed = sum(
         len(side.rows) * _row_bytes(side) for pairs in parts for side in (pairs.image, pairs.text) if len(side.rows)
     )
-    free = available_bytes() if device == "cpu" else torch.cuda.mem_get_info(device)[0]
-    return needed <= _MEMORY_SHARE * free, f"{in_bytes(needed)} of rows, {in_bytes(free)} free"
+    if device != "cpu":
+        return needed <= _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    return needed <= _MEMORY_SHARE * available_bytes() / processes_here()
 
 
 def ahead(items: Iterator[T]) -> Generator[T, None, None]:
@@ -258,13 +264,31 @@ def _stacked(arrays: Sequence[np.ndarray], device: str) -> Tensor:
 
 
 def _row_bytes(side: Side) -> int:
-    layout = side.store.layout
-    value_bytes = {"float16": 2, "bfloat16": 2}.get(layout.dtype, 4)
+    value_bytes = {"float16": 2, "bfloat16": 2}.get(side.store.layout.dtype, 4)
+    return _length(side) * width(side.store, side.features) * value_bytes
+
+
+def _length(side: Side) -> int:
+    """Tokens of a sample, on average; 1 for embeddings."""
     if side.features == "embeddings":
-        return width(side.store, "embeddings") * value_bytes
+        return 1
     tokens = side.store.tokens
-    length = tokens.lengths.mean() if isinstance(tokens, RaggedTokens) else tokens.shape[1]
-    return int(length * width(side.store, "tokens") * value_bytes)
+    if isinstance(tokens, RaggedTokens):
+        return max(round(tokens.lengths.mean()), 1) if len(tokens) else 1
+    return tokens.shape[1]
+
+
+def _read_all(side: Side, device: str) -> tuple[Tensor, np.ndarray | None]:
+    """As `_read` of all rows, on the device; read in pieces, so that the host needs no more than one beside."""
+    places = np.arange(len(side.rows))
+    piece, lengths = _read(side, places[:_PIECE])
+    if lengths is not None or len(places) <= _PIECE:
+        values, lengths = _read(side, places) if len(places) > _PIECE else (piece, lengths)
+        return values.to(device), lengths
+    values = torch.empty(len(places), *piece.shape[1:], dtype=piece.dtype, device=device)
+    for start in range(0, len(places), _PIECE):
+        values[start : start + _PIECE] = _read(side, places[start : start + _PIECE])[0]
+    return values, None
 
 
 def _read(side: Side, local: np.ndarray) -> tuple[Tensor, np.ndarray | None]:
@@ -283,7 +307,7 @@ def _read(side: Side, local: np.ndarray) -> tuple[Tensor, np.ndarray | None]:
         values = torch.from_numpy(np.concatenate(parts) if len(parts) else np.empty((0, tokens.dim), np.float32))
         n_fit = torch.cat([torch.zeros(1, dtype=torch.int64), fit_rows(values).cumsum(0)])
         ends = torch.from_numpy(np.cumsum(lengths))
-        fit = n_fit[ends] - n_fit[ends - torch.from_numpy(lengths)] == torch.from_numpy(lengths)
+        fit = n_fit[ends] - n_fit[ends - torch.from_numpy(lengths)] == torch.from_numpy(lengths).clamp_min(1)
     else:
         values, lengths = torch.from_numpy(np.ascontiguousarray(tokens[rows])), None
         fit = fit_rows(values.flatten(0, 1)).view(values.shape[:2]).all(dim=1)
@@ -294,6 +318,20 @@ def _read(side: Side, local: np.ndarray) -> tuple[Tensor, np.ndarray | None]:
 def _mixed(own: Rows, other: Rows, share: Tensor) -> Rows:
     """Latent mixup: each model's batch with its partners, in one share for both modalities. Source: FuseMix."""
     return Rows(torch.lerp(other.values, own.values, share[:, None, None]), None)
+
+
+def _padded(values: Tensor, starts: Tensor, lengths: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Ragged tokens as (m, length, d), and which of them are there, (m, length); what is not repeats the last one.
+
+    A token of zeros would have no direction, and its NaN would go through every mask.
+
+    Args:
+        values: tokens of all rows, one after the other, (sum of l, d).
+        starts, lengths: where each row's begin, and how many it has, (m,).
+    """
+    number = torch.arange(length, device=values.device)
+    at = starts[:, None] + torch.minimum(number, lengths[:, None] - 1)
+    return values[at], number < lengths[:, None]
 
 
 def _rounded_up(length: int) -> int:

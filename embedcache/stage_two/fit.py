@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from embedcache.errors import TrainingError, some_ids
-from embedcache.output import write_whole
+from embedcache.device import on_device
+from embedcache.errors import RunStateError, TrainingError, some_ids
 from embedcache.progress import Progress
 from embedcache.stage_two.adaptor import Adaptor, read_adaptor
 from embedcache.stage_two.alignment import alignment
@@ -26,10 +25,10 @@ from embedcache.stage_two.checkpoint import read_checkpoint, write_checkpoint
 from embedcache.stage_two.config import TrainConfig, schedule
 from embedcache.stage_two.distributed import Group
 from embedcache.stage_two.feed import Feed, ahead
+from embedcache.stage_two.files import write_tensors
 from embedcache.stage_two.steps import Steps, loss_of
 
 _LOOK_EVERY_S = 1.0  # on a GPU, looking at the loss waits for it
-_CHUNK = 4096
 LAST = "last.safetensors"
 
 Entry = dict[str, float]
@@ -70,9 +69,8 @@ class Course:
         Args:
             write: whether this process writes the files.
         """
-        last = {name: value.detach().cpu().contiguous() for name, value in self.adaptor.state_dict().items()}
         if write:
-            write_whole(self.run_dir / LAST, lambda path: save_file(last, path))
+            write_tensors(self.run_dir / LAST, self.adaptor.state_dict())
         self.adaptor.load_state_dict(self.best_weights)
         self.adaptor.eval()
         if write:
@@ -103,7 +101,7 @@ def fit(
     """
     run = _Run(courses, feed, valid, planner, group, checkpoint, identity)
     devices = [feed.device] if feed.device != "cpu" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), on_device(feed.device):
         run.go(log)
 
 
@@ -153,8 +151,8 @@ class _Run:
                 plans_of = [plans[name] for name in self._going]
                 started = time.monotonic() - self._seconds
                 self._train_epoch(plans_of, progress, started)
+                losses = self._read_losses(plans_of)  # waits for the device
                 trained = time.monotonic() - started
-                losses = self._read_losses(plans_of)
                 for i, name in enumerate(self._going):
                     entry = self._group.told(self._entry(name, losses[:, i], trained, started))
                     self._courses[name].add(entry)
@@ -176,7 +174,7 @@ class _Run:
         if self._losses is None:
             self._losses = torch.zeros(n, len(plans), device=device)
         if self._random is None:
-            torch.manual_seed(_mixed(self._courses[self._going[0]].config.seed, self._epoch, self._group.rank))
+            torch.manual_seed(_epoch_seed(self._courses[self._going[0]].config.seed, self._epoch, self._group.rank))
         else:
             _set_random(self._random, device)
             self._random = None
@@ -193,6 +191,7 @@ class _Run:
                 note = f"epoch {self._epoch + 1}, loss {float(self._losses[self._step - 1].mean()):.3f}"
             progress.advance(int(plans[0].starts[self._step] - plans[0].starts[self._step - 1]), note)
             if self._group.size == 1 and self._step < n and self._due():
+                self._check_losses(plans)
                 self._seconds = time.monotonic() - started
                 self._save()
 
@@ -201,7 +200,18 @@ class _Run:
         assert self._losses is not None  # an epoch was trained
         self._group.sum_([self._losses])
         self._check_losses(plans)
+        for name in self._going:
+            norms = torch.stack(torch._foreach_norm(list(self._courses[name].adaptor.parameters())))
+            if not bool(torch.isfinite(norms).all()):
+                raise TrainingError(
+                    f"weights{self._whose(name)} are not finite after epoch {self._epoch + 1}; lower lr "
+                    f"({self._courses[name].config.lr}), or set clip_norm"
+                )
         return self._losses.double().cpu().numpy()
+
+    @staticmethod
+    def _whose(name: str) -> str:
+        return f" of {name!r}" if name else ""
 
     def _check_losses(self, plans: Sequence[Plan]) -> None:
         assert self._losses is not None
@@ -212,11 +222,10 @@ class _Run:
         step, i = bad[0].tolist()
         plan, name = plans[i], self._going[i]
         ids = self._feed.pairs.ids[plan.pairs[plan.starts[step] : plan.starts[step + 1]]]
-        whose = f" of {name!r}" if name else ""
         raise TrainingError(
-            f"the training loss{whose} became {float(losses[step, i])} in epoch {self._epoch + 1}, step {step + 1}, in "
-            f"the batch of {some_ids(ids)}; lower lr ({self._courses[name].config.lr}), set clip_norm, or check the "
-            "stores with 'embedcache verify'"
+            f"the training loss{self._whose(name)} became {float(losses[step, i])} in epoch {self._epoch + 1}, step "
+            f"{step + 1}, in the batch of {some_ids(ids)}; lower lr "
+            f"({self._courses[name].config.lr}), set clip_norm, or check the stores with 'embedcache verify'"
         )
 
     def _entry(self, name: str, losses: np.ndarray, trained: float, started: float) -> Entry:
@@ -268,6 +277,7 @@ class _Run:
         said = {
             "epoch": self._epoch,
             "step": self._step,
+            "made_by": self._makers(),
             "seconds": self._seconds,
             "courses": {
                 name: {
@@ -282,6 +292,10 @@ class _Run:
             write_checkpoint(self._path, tensors, said, identity=self._identity)
         self._saved = time.monotonic()
 
+    def _makers(self) -> str:
+        """What the random numbers of an epoch depend on, beside its seed."""
+        return f"{self._group.size} process{'es' if self._group.size > 1 else ''} on {self._feed.device.split(':')[0]}"
+
     def _restore(self) -> None:
         """Goes back to where the checkpoint was written."""
         found = read_checkpoint(self._path, identity=self._identity)
@@ -292,6 +306,11 @@ class _Run:
         def under(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
+        if said["step"] and said["made_by"] != self._makers():
+            raise RunStateError(
+                f"{self._path}: was left in the middle of an epoch by {said['made_by']}; with {self._makers()} the run "
+                "would not end as it began: go on with the same, or delete the file"
+            )
         self._epoch, self._step, self._seconds = said["epoch"], said["step"], said["seconds"]
         for i, (name, course) in enumerate(self._courses.items()):
             of_course = said["courses"][name]
@@ -325,7 +344,7 @@ def validated(adaptor: Adaptor, feed: Feed, config: TrainConfig) -> Entry:
     adaptor.eval()
     embedded = [
         adaptor.embed(image.values, text.values, image_mask=image.mask, text_mask=text.mask)
-        for _, image, text in feed.chunks(_CHUNK)
+        for image, text in feed.chunks()
     ]
     image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
     codes = torch.from_numpy(pairs.codes).to(feed.device)
@@ -356,7 +375,7 @@ def with_nan(entry: Mapping[str, float | None]) -> Entry:
     return {name: math.nan if value is None else value for name, value in entry.items()}
 
 
-def _mixed(seed: int, epoch: int, rank: int) -> int:
+def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
     """A seed of its own for each epoch and process."""
     return int(np.random.SeedSequence([abs(seed), int(seed < 0), epoch, rank]).generate_state(1, np.uint64)[0] >> 1)
 

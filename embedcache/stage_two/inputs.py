@@ -10,15 +10,17 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-_LEAST_DEVIATION = 1e-6
+_CONSTANT = 1e-6  # a dimension whose deviation is below this share of its mean is left on its own scale
 _SHRINKAGE = 1e-5  # of the mean variance, added to every variance: directions without any stay finite
+_LEAST_VARIANCE = 1e-12
 
 
 class InputNorm(nn.Module):
     """Brings embeddings (..., d) to a common scale; what it learnt is kept with the Adaptor's weights.
 
     `none` as they are. `l2` divides by the norm. `zscore` gives each dimension mean 0 and deviation 1. `whiten` also
-    decorrelates the dimensions and turns them as little as that takes (zero-phase component analysis).
+    decorrelates the dimensions and turns them as little as that takes (zero-phase component analysis). All in float32,
+    also under autocast.
 
     Args:
         kind: as above.
@@ -46,7 +48,8 @@ class InputNorm(nn.Module):
         if self.kind == "zscore":
             return (x - self.mean) * self.scale
         if self.kind == "whiten":
-            return (x - self.mean) @ self.matrix
+            with torch.autocast(x.device.type, enabled=False):
+                return (x - self.mean) @ self.matrix
         return x
 
     def fit(self, parts: Iterable[Tensor]) -> None:
@@ -72,13 +75,15 @@ class InputNorm(nn.Module):
         self.mean.copy_(mean + shift)
         if self.kind == "zscore":
             deviation = (products / n - mean * mean).clamp_min(0).sqrt()
-            self.scale.copy_(1 / deviation.clamp_min(_LEAST_DEVIATION))
+            constant = deviation <= _CONSTANT * self.mean.abs().double()
+            self.scale.copy_(torch.where(constant, 1.0, 1 / deviation))
         else:
             variance, axes = torch.linalg.eigh(products / n - torch.outer(mean, mean))
-            least = _SHRINKAGE * variance.clamp_min(0).mean() + _LEAST_DEVIATION**2
+            least = _SHRINKAGE * variance.clamp_min(0).mean() + _LEAST_VARIANCE
             self.matrix.copy_(axes @ torch.diag((variance.clamp_min(0) + least).rsqrt()) @ axes.T)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors divided by their L2 norm, (..., d)."""
+    """Vectors divided by their L2 norm, (..., d), float32 also under autocast."""
+    x = x.float()
     return x / x.norm(dim=-1, keepdim=True)

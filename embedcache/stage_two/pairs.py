@@ -76,7 +76,7 @@ def pairs_of_split(
     ids = manifest.frame["id"].to_numpy()[rows]
     report_ids = manifest.frame["report_id"].to_numpy()[rows]
     all_views = config.views == "all" and split == "train"
-    texts = text_codes(manifest, rows)
+    texts = text_codes(manifest, rows, text_store)
     reports = np.unique(report_ids, return_inverse=True)[1]
     codes = {"text_digest": texts, "report_id": reports, "row": np.arange(len(rows))}[config.positives]
     return Pairs(

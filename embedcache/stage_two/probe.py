@@ -20,7 +20,7 @@ from embedcache.data.audit import leak_warning
 from embedcache.data.manifest import Manifest
 from embedcache.data.splits import label_subset
 from embedcache.device import pick_device
-from embedcache.errors import ManifestError
+from embedcache.errors import ManifestError, SettingsError
 from embedcache.metrics.classification import accuracy, auroc, average_precision
 from embedcache.metrics.intervals import Interval, bootstrap, patient_draws
 from embedcache.progress import Progress
@@ -175,6 +175,8 @@ def _adaptor_for(store: Store, run_dir: str | Path | None) -> Adaptor | None:
         return None
     adaptor = read_adaptor(run_dir)
     adaptor.check_encoder(store, run_dir)
+    if adaptor.encoders["image"].get("features") == "tokens":
+        raise SettingsError(f"{run_dir}: its Adaptor was trained on tokens, a probe reads embeddings: train on those")
     return adaptor
 
 

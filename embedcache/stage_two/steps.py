@@ -161,11 +161,10 @@ class Steps:
         if self._group.size == 1:
             return loss_of(adaptor, image, text, batch.codes, self._config)
         n = len(batch.all_codes)
-        images, texts = self._group.gathered(image, n), self._group.gathered(text, n)
-        per_text = adaptor.logits(text, images)
+        per_text = adaptor.logits(text, self._group.gathered(image, n))
         if self._config.loss == "siglip":
             return siglip_share(per_text, batch.codes, batch.all_codes)
-        per_image = adaptor.logits(image, texts)
+        per_image = adaptor.logits(image, self._group.gathered(text, n))
         return contrastive_share(
             per_text, per_image, batch.codes, batch.all_codes, image_weight=self._config.image_weight
         )

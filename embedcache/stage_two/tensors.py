@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedcache.data.manifest import Manifest
-from embedcache.data.reports import changed_reports, report_digest
+from embedcache.data.reports import ReportPolicy, changed_reports, report_text
 from embedcache.errors import InputError, JoinError, MissingIdsError, SettingsError, some_ids
 from embedcache.store.store import Store, open_store
 
@@ -180,18 +180,26 @@ def check_fit(store: Store, rows: np.ndarray, fit: Tensor) -> None:
         )
 
 
-def text_codes(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
+def text_codes(manifest: Manifest, rows: np.ndarray, store: Store) -> np.ndarray:
     """A number for each distinct text as it was encoded, (len(rows),) int64: equal texts are positives of each other.
 
-    A report that stage one would refuse (its embedding was made elsewhere) is equal to itself alone.
+    What of a report was encoded is in the store's record: two captions may be equal where the reports are not. Where
+    the embeddings were made elsewhere, it is the whole report, and one that stage one would refuse is equal to itself
+    alone.
     """
+    policy = _policy_of(store)
     reports = manifest.reports()
     report_ids = manifest.frame["report_id"].to_numpy()[rows]
-    keys: dict[str, bytes] = {}
+    keys: dict[str, str] = {}
     for report_id in dict.fromkeys(report_ids):
         try:
-            keys[report_id] = report_digest(reports[report_id])
+            keys[report_id] = f"text {report_text(reports[report_id], policy)}"
         except InputError:
-            keys[report_id] = report_id.encode("utf-8")
+            keys[report_id] = f"id {report_id}"
     numbers = {key: k for k, key in enumerate(dict.fromkeys(keys.values()))}
     return np.array([numbers[keys[report_id]] for report_id in report_ids], np.int64)
+
+
+def _policy_of(store: Store) -> ReportPolicy:
+    said = store.encoder.get("identity", {}).get("report")
+    return ReportPolicy(**said) if isinstance(said, dict) else ReportPolicy(unit="report")

@@ -58,7 +58,7 @@ class AttentionBlock(nn.Module):
         if not (self.training and self.dropout):
             return values
         heads = F.dropout(values.new_ones(len(x), self.n_heads, 1), self.dropout)
-        return (values.view(len(x), self.n_heads, -1) * heads).flatten(1)
+        return (values.view(len(x), self.n_heads, self.dim // self.n_heads) * heads).flatten(1)
 
     def _attend(self, x: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
         def by_head(asked: Tensor, part: slice) -> Tensor:

@@ -11,31 +11,31 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
 
 from embedcache.data.manifest import Manifest
-from embedcache.device import pick_device
-from embedcache.errors import SettingsError
+from embedcache.errors import RunStateError, SettingsError
 from embedcache.fingerprint import fingerprint
 from embedcache.output import write_text, write_whole
 from embedcache.stage_two.adaptor import Adaptor
 from embedcache.stage_two.batches import Planner
 from embedcache.stage_two.config import TrainConfig
-from embedcache.stage_two.distributed import Group, device_of_process, joined_group
+from embedcache.stage_two.distributed import Group, joined_group
 from embedcache.stage_two.feed import Feed, fits
 from embedcache.stage_two.fit import Course, Entry, fit, without_nan
-from embedcache.stage_two.pairs import check_enough, pairs_of_split
+from embedcache.stage_two.pairs import Pairs, check_enough, pairs_of_split
 from embedcache.stage_two.tensors import Join, join, opened
 from embedcache.store.store import Store
 
-_CHUNK = 4096
 _OWN = ("lr", "weight_decay", "seed")  # in these, models that train together may differ
 _SHORTCUT = (
     "attention is cross-modal: in training each image was embedded with its own report at hand, so losses and recalls "
     "are no measure of what it tells of an image alone"
 )
+_OF_DATA = ("positives", "image", "text", "views", "data", "order", "report_once")
 _OF_THE_MACHINE = ("device", "data", "capture", "checkpoint_s", "tensorboard")  # these change no result
 
 
@@ -122,7 +122,7 @@ def train_many(
     Raises:
         SettingsError: several models in several processes; else as `train`.
     """
-    if not configs or not all(name and Path(name).name == name for name in configs):
+    if not configs or not all(name not in ("", ".", "..") and Path(name).name == name for name in configs):
         raise SettingsError(f"names of runs {list(configs)}, expected at least one, each fit for a directory")
     results = _train(manifest, image_store, text_store, Path(run_dir), dict(configs))
     table = runs_table(configs, results)
@@ -144,11 +144,17 @@ def grid(config: TrainConfig, axes: Mapping[str, Sequence[Any]], *, n_seeds: int
     for name, values in {**axes, **seeds}.items():
         if not hasattr(config, name):
             raise SettingsError(f"{name!r} is no field of training, expected some of {', '.join(asdict(config))}")
-        configs = {
-            f"{before}{',' if before else ''}{name}={value}": replace(of, **{name: value})
-            for before, of in configs.items()
-            for value in values
-        }
+        if len(set(values)) < len(values):
+            raise SettingsError(f"{name} has a value twice: {', '.join(map(str, values))}")
+        combined = {}
+        for before, of in configs.items():
+            for value in values:
+                run = f"{before}{',' if before else ''}{name}={value}"
+                try:
+                    combined[run] = replace(of, **{name: value})
+                except ValueError as error:
+                    raise SettingsError(f"{run}: {error}") from error
+        configs = combined
     return configs
 
 
@@ -181,32 +187,43 @@ def _train(
     configs: dict[str, TrainConfig],
 ) -> dict[str, TrainResult]:
     stores = opened(image_store), opened(text_store)
-    allow_missing = all(config.allow_missing for config in configs.values())
-    joined = join(manifest, *stores, allow_missing=allow_missing)
+    config = next(iter(configs.values()))
+    joined = join(manifest, *stores, allow_missing=all(of.allow_missing for of in configs.values()))
     results = {}
-    with joined_group() as group:
+    with joined_group(config.device) as group:
         if group.size > 1 and len(configs) > 1:
             raise SettingsError(
                 f"{len(configs)} runs in {group.size} processes: start several runs without torchrun; on one GPU they "
                 "train together"
             )
-        groups = _of_one_shape(configs)
-        for k, members in enumerate(groups):
-            data = _data(manifest, stores, joined, next(iter(members.values())), group)
-            name = "checkpoint.safetensors" if len(groups) == 1 else f"checkpoint-{k}.safetensors"
-            courses = _train_group(data, stores, run_dir, members, group, run_dir / name)
+        groups, data, of_data = _of_one_shape(configs), None, ""
+        for members in groups:
+            config = next(iter(members.values()))
+            key = fingerprint([getattr(config, name) for name in _OF_DATA])
+            if data is None or key != of_data:
+                data = None  # not two at once
+                data, of_data = _data(manifest, stores, joined, config, group), key
+            courses = _train_group(data, stores, run_dir, members, group, alone=len(groups) == 1)
             for run, course in courses.items():
                 results[run] = TrainResult(
                     course.adaptor,
                     course.run_dir,
                     course.best_epoch,
                     course.history,
-                    len(data["train"].pairs),
-                    len(data["valid"].pairs),
+                    len(data.train.pairs),
+                    len(data.valid.pairs),
                     joined.n_failed,
                     joined.missing,
                 )
     return {name: results[name] for name in configs}
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The pairs of both splits, as they are fed."""
+
+    train: Feed
+    valid: Feed
 
 
 def _of_one_shape(configs: Mapping[str, TrainConfig]) -> list[dict[str, TrainConfig]]:
@@ -220,72 +237,62 @@ def _of_one_shape(configs: Mapping[str, TrainConfig]) -> list[dict[str, TrainCon
     return list(groups.values())
 
 
-def _data(
-    manifest: Manifest, stores: tuple[Store, Store], joined: Join, config: TrainConfig, group: Group
-) -> dict[str, Feed]:
-    device = pick_device(device_of_process(config.device))
+def _data(manifest: Manifest, stores: tuple[Store, Store], joined: Join, config: TrainConfig, group: Group) -> _Data:
     pairs = {split: pairs_of_split(manifest, *stores, joined, split, config) for split in ("train", "valid")}
     check_enough(pairs["train"], manifest, joined, config)
-    if group.size > config.batch_size:
-        raise SettingsError(f"{group.size} processes for batches of {config.batch_size}, expected no more than pairs")
     resident = config.data == "resident"
     if config.data == "auto" and config.order == "shuffled":
-        resident, _ = fits(list(pairs.values()), device)
-    return {
-        "train": Feed(pairs["train"], device, resident=resident, share=group.share),
-        "valid": Feed(pairs["valid"], device, resident=resident),
-    }
+        resident = fits(list(pairs.values()), group.device)
+    return _Data(
+        Feed(pairs["train"], group.device, resident=resident, share=group.share),
+        Feed(pairs["valid"], group.device, resident=resident),
+    )
 
 
 def _train_group(
-    data: Mapping[str, Feed],
+    data: _Data,
     stores: tuple[Store, Store],
     run_dir: Path,
     configs: Mapping[str, TrainConfig],
     group: Group,
-    checkpoint: Path,
+    *,
+    alone: bool,
 ) -> dict[str, Course]:
-    """Trains models of one shape and leaves a run directory for each."""
-    feed, valid = data["train"], data["valid"]
-    config, pairs = next(iter(configs.values())), feed.pairs
-    identity = fingerprint(
-        {
-            "configs": {
-                name: {k: v for k, v in asdict(of).items() if k not in _OF_THE_MACHINE} for name, of in configs.items()
-            },
-            "stores": [store.fingerprint for store in stores],
-            "pairs": [pairs.digest(), valid.pairs.digest()],
-        }
-    )
-    courses = {}
-    norms: Adaptor | None = None
-    for name, of in configs.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(of.seed)
-            adaptor = Adaptor.of_config(*stores, of)
-        adaptor = adaptor.to(feed.device)
-        if norms is None:
-            _fit_norms(adaptor, feed)
-            norms = adaptor
-        else:
-            adaptor.image_norm.load_state_dict(norms.image_norm.state_dict())
-            adaptor.text_norm.load_state_dict(norms.text_norm.state_dict())
-        courses[name] = Course(adaptor, of, run_dir / name)
-    planner = Planner(
-        pairs.reports,
-        (pairs.image.n_views, pairs.text.n_views),
-        pairs.image.store.shards_of(pairs.image.rows[pairs.image.index[:, 0]]) if config.order == "shards" else None,
-        config.batch_size,
-        config.report_once,
-        config.mixup,
-    )
-    journals = {name: _Journal(course, stores) for name, course in courses.items()}
+    """Trains models of one shape and leaves a run directory for each.
+
+    Args:
+        alone: whether no models of other shapes share the directory.
+    """
+    config, planner = next(iter(configs.values())), _planner(data.train.pairs, next(iter(configs.values())))
+    smallest = int(np.diff(planner.plan(seed=config.seed, epoch=0).starts).min(initial=config.batch_size))
+    if group.size > smallest:
+        raise SettingsError(f"{group.size} processes for a batch of {smallest} pairs, expected no more than its pairs")
+    courses = {
+        name: Course(adaptor, configs[name], run_dir / name)
+        for name, adaptor in _new_adaptors(stores, configs, data.train).items()
+    }
+    identities = {name: _identity(of, stores, data) for name, of in configs.items()}
+    if group.is_first:
+        for name, course in courses.items():
+            _begin(course, stores, identities[name])
+    group.wait()
+    identity = fingerprint(identities)
+    journals = {name: _Journal(course) for name, course in courses.items()}
 
     def log(name: str, entry: Entry) -> None:
         journals[name].add(entry)
 
     try:
-        fit(courses, feed, valid, planner, group=group, checkpoint=checkpoint, identity=identity, log=log)
+        fit(
+            courses,
+            data.train,
+            data.valid,
+            planner,
+            group=group,
+            checkpoint=run_dir / ("checkpoint.safetensors" if alone else f"checkpoint-{identity[:12]}.safetensors"),
+            identity=identity,
+            log=log,
+        )
     finally:
         for journal in journals.values():
             journal.close()
@@ -293,25 +300,93 @@ def _train_group(
     return courses
 
 
+def _planner(pairs: Pairs, config: TrainConfig) -> Planner:
+    by_shards = config.order == "shards"
+    return Planner(
+        pairs.reports,
+        (pairs.image.n_views, pairs.text.n_views),
+        pairs.image.store.shards_of(pairs.image.rows[pairs.image.index[:, 0]]) if by_shards else None,
+        config.batch_size,
+        config.report_once,
+        config.mixup,
+    )
+
+
+def _new_adaptors(stores: tuple[Store, Store], configs: Mapping[str, TrainConfig], feed: Feed) -> dict[str, Adaptor]:
+    """Adaptors with weights from their seeds, all with the normalisation of inputs that the training rows have."""
+    adaptors: dict[str, Adaptor] = {}
+    for name, config in configs.items():
+        with torch.random.fork_rng(devices=[feed.device] if feed.device != "cpu" else []):
+            torch.manual_seed(config.seed)
+            adaptor = Adaptor.of_config(*stores, config)
+        adaptor = adaptor.to(feed.device)
+        if adaptors:
+            fitted = next(iter(adaptors.values()))
+            adaptor.image_norm.load_state_dict(fitted.image_norm.state_dict())
+            adaptor.text_norm.load_state_dict(fitted.text_norm.state_dict())
+        else:
+            _fit_norms(adaptor, feed)
+        adaptors[name] = adaptor
+    return adaptors
+
+
+def _identity(config: TrainConfig, stores: tuple[Store, Store], data: _Data) -> str:
+    """A fingerprint of all that determines a run."""
+    return fingerprint(
+        {
+            "config": {k: v for k, v in asdict(config).items() if k not in _OF_THE_MACHINE},
+            "stores": [store.fingerprint for store in stores],
+            "pairs": [data.train.pairs.digest(), data.valid.pairs.digest()],
+        }
+    )
+
+
+def _begin(course: Course, stores: tuple[Store, Store], identity: str) -> None:
+    """Makes a run's directory and writes its `config.yaml`; refuses the directory of another run.
+
+    Raises:
+        RunStateError: it holds another run.
+        OutputError: it cannot be written.
+    """
+    path = course.run_dir / "config.yaml"
+    if path.is_file() or (course.run_dir / "adaptor.safetensors").is_file():
+        try:
+            known = yaml.safe_load(path.read_text("utf-8"))["identity"]
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            known = None
+        if known != identity:
+            raise RunStateError(
+                f"{course.run_dir}: holds a run of other settings, stores or pairs; name another run directory, or "
+                "delete it"
+            )
+    described = {store.modality: _described(store) for store in stores}
+    resolved = {"train": asdict(course.config), "stores": described, "identity": identity}
+    write_text(path, yaml.safe_dump(resolved, sort_keys=False))
+    if course.config.tensorboard:
+        _tensorboard()  # whether it is there
+
+
 def _fit_norms(adaptor: Adaptor, feed: Feed) -> None:
     """Fits the normalisation of both inputs on the training pairs, each sample as it is."""
     for k, norm in enumerate((adaptor.image_norm, adaptor.text_norm)):
-        sides = ((image, text)[k] for _, image, text in feed.chunks(_CHUNK))
+        sides = (chunk[k] for chunk in feed.chunks())
         norm.fit(rows.values if rows.mask is None else rows.values[rows.mask] for rows in sides)
 
 
 class _Journal:
-    """Writes what a run says of itself; the directory is made with its first entry."""
+    """Writes what a run says of itself, epoch by epoch."""
 
-    def __init__(self, course: Course, stores: tuple[Store, Store]) -> None:
-        self._course, self._stores = course, stores
+    def __init__(self, course: Course) -> None:
+        self._course = course
         self._lines: Any = None
         self._events: Any = None
 
     def add(self, entry: Entry) -> None:
         """One more line of `metrics.jsonl`, and of TensorBoard's event files where these are asked for."""
         if self._lines is None:
-            self._begin()
+            self._lines = (self._course.run_dir / "metrics.jsonl").open("w", encoding="utf-8")
+            if self._course.config.tensorboard and not self._course.stopped:
+                self._events = _tensorboard()(str(self._course.run_dir / "tensorboard"))
         self._lines.write(json.dumps(without_nan(entry)) + "\n")
         self._lines.flush()
         if self._events is not None:
@@ -324,15 +399,6 @@ class _Journal:
             if file is not None:
                 file.close()
 
-    def _begin(self) -> None:
-        run_dir = self._course.run_dir
-        run_dir.mkdir(parents=True, exist_ok=True)
-        resolved = {"train": asdict(self._course.config), "stores": _described(*self._stores)}
-        write_text(run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-        self._lines = (run_dir / "metrics.jsonl").open("w", encoding="utf-8")
-        if self._course.config.tensorboard:
-            self._events = _tensorboard()(str(run_dir / "tensorboard"))
-
 
 def _tensorboard() -> Callable[[str], Any]:
     try:
@@ -342,13 +408,10 @@ def _tensorboard() -> Callable[[str], Any]:
     return SummaryWriter
 
 
-def _described(image_store: Store, text_store: Store) -> dict[str, dict[str, str]]:
+def _described(store: Store) -> dict[str, str]:
     return {
-        store.modality: {
-            "path": str(store.path),
-            "encoder": str(store.encoder.get("name", "external")),
-            "fingerprint": store.fingerprint,
-            "encoder_fingerprint": store.encoder_fingerprint,
-        }
-        for store in (image_store, text_store)
+        "path": str(store.path),
+        "encoder": str(store.encoder.get("name", "external")),
+        "fingerprint": store.fingerprint,
+        "encoder_fingerprint": store.encoder_fingerprint,
     }

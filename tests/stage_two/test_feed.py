@@ -208,6 +208,44 @@ def test_tokens_come_with_a_mask_of_those_that_are_there(tokens_world, resident:
             assert torch.equal(batch.text[0, k][mask], torch.from_numpy(text_tokens[row]))
 
 
+def test_ragged_tokens_train_alike_resident_and_streamed(tokens_world, tmp_path: Path) -> None:
+    manifest, image, text, _, _ = tokens_world
+    base = TrainConfig(
+        epochs=2, batch_size=16, image="tokens", text="tokens", projection_dim=24, ff_dim=32, lr=1e-3, dropout=0.1
+    )
+    found = {}
+    for data in ("resident", "streamed"):
+        config = replace(base, data=data)  # type: ignore[arg-type]
+        result = embedcache.train(manifest, image, text, tmp_path / data, config=config)
+        assert np.isfinite([entry["train_loss"] for entry in result.history]).all()
+        found[data] = (tmp_path / data / "adaptor.safetensors").read_bytes()
+    assert found["resident"] == found["streamed"]
+
+
+def test_a_text_without_tokens_is_named(tmp_path: Path, tokens_world) -> None:
+    manifest, image, _, _, text_tokens = tokens_world
+    text_tokens[4] = text_tokens[4][:0]
+    means = np.ones((60, 6), np.float32)
+    text = embedcache.save_store(tmp_path / "none", image.ids, means, tokens=text_tokens, modality="text")
+    config = TrainConfig(text="tokens")
+    pairs = pairs_of_split(manifest, image, text, join(manifest, image, text), "train", config)
+    for resident in (True, False):
+        with pytest.raises(JoinError, match="under ids 'i04'"):
+            list(Feed(pairs, "cpu", resident=resident).epoch([planner_of(pairs).plan(seed=0, epoch=0)]))
+
+
+def test_a_large_side_is_read_in_pieces(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = pairs_of(world)
+    plan = planner_of(pairs).plan(seed=0, epoch=0)
+    whole = [batch.image for batch in Feed(pairs, "cpu", resident=True).epoch([plan])]
+    monkeypatch.setattr("embedcache.stage_two.feed._PIECE", 7)
+    monkeypatch.setattr("embedcache.stage_two.feed._CHUNK", 9)
+    feed = Feed(pairs, "cpu", resident=True)
+    assert all(torch.equal(a, b.image) for a, b in zip(whole, feed.epoch([plan]), strict=True))
+    images = torch.cat([image.values for image, _ in feed.chunks()])
+    assert torch.equal(images, torch.from_numpy(world.image.gather(world.image.rows(pairs.ids.tolist()))))
+
+
 def test_tokens_of_a_store_without_any_are_refused(world) -> None:
     with pytest.raises(SettingsError, match="holds no tokens; train on embeddings, or extract with --tokens"):
         pairs_of(world, TrainConfig(image="tokens"))
@@ -218,7 +256,7 @@ def test_what_does_not_fit_is_not_resident(world, monkeypatch: pytest.MonkeyPatc
     needed = 240 * (16 + 12) * 4
     for free, expected in ((2 * needed, True), (needed, False)):
         monkeypatch.setattr("embedcache.stage_two.feed.available_bytes", lambda free=free: free)
-        assert fits([pairs], "cpu")[0] is expected
+        assert fits([pairs], "cpu") is expected
 
 
 def test_what_fails_ahead_fails_here() -> None:

@@ -43,11 +43,15 @@ def test_whitened_rows_are_uncorrelated_and_turned_least(rows: torch.Tensor) -> 
     close(matrix, matrix.T)  # the symmetric root is the nearest to no change
 
 
-def test_a_constant_dimension_stays_finite(rows: torch.Tensor) -> None:
+@pytest.mark.parametrize("constant", [0.0, 7.0])
+def test_a_constant_dimension_stays_small_on_rows_where_it_is_not(rows: torch.Tensor, constant: float) -> None:
     rows = rows.clone()
-    rows[:, 2] = 7.0
-    for kind in ("zscore", "whiten"):
-        assert torch.isfinite(fitted(kind, rows)(rows)).all()
+    rows[:, 2] = constant
+    fresh = rows[:5].clone()
+    fresh[:, 2] += 0.01
+    expected = StandardScaler().fit(rows.double().numpy()).transform(fresh.double().numpy())
+    torch.testing.assert_close(fitted("zscore", rows)(fresh), torch.from_numpy(expected).float(), atol=1e-3, rtol=1e-3)
+    assert torch.isfinite(fitted("whiten", rows)(fresh)).all()
 
 
 def test_tokens_are_normalised_like_rows(rows: torch.Tensor) -> None:

@@ -145,6 +145,30 @@ def test_another_run_in_the_directory_is_refused(world, tmp_path: Path) -> None:
     assert embedcache.train(world.manifest, world.image, world.text, tmp_path / "run", config=where).best_epoch >= 0
 
 
+def test_the_middle_of_an_epoch_goes_on_with_what_it_began(
+    world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            embedcache.train(world.manifest, world.image, world.text, tmp_path / "run", config=CONFIG)
+    monkeypatch.setattr(fit_module._Run, "_makers", lambda self: "2 processes on cuda")
+    with pytest.raises(RunStateError, match="middle of an epoch by 1 process on cpu; with 2 processes on cuda"):
+        embedcache.train(world.manifest, world.image, world.text, tmp_path / "run", config=CONFIG)
+
+
+def test_an_adaptor_of_unknown_origin_is_not_overwritten(world, tmp_path: Path) -> None:
+    embedcache.train(world.manifest, world.image, world.text, tmp_path / "run", config=CONFIG)
+    before = outcome(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    with pytest.raises(RunStateError, match="other settings"):
+        embedcache.train(world.manifest, world.image, world.text, tmp_path / "run", config=replace(CONFIG, seed=1))
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(RunStateError, match="other settings"):
+        embedcache.train(world.manifest, world.image, world.text, tmp_path / "run", config=CONFIG)
+    assert outcome(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize("damage", ["cut", "foreign", "pickle", "version"])
 def test_a_damaged_checkpoint_is_refused_and_said(world, tmp_path: Path, damage: str) -> None:
     config = replace(CONFIG, epochs=1)

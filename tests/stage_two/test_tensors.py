@@ -75,7 +75,7 @@ def test_values_that_are_not_finite_are_named(world) -> None:
 def test_equal_texts_share_a_code(world) -> None:
     frame = world.manifest.frame.copy()
     frame["report"] = ["a b", "b", "a  b\n", "c"] * 100  # white space is folded before a text is encoded
-    codes = text_codes(Manifest(frame, name="m", root="."), np.array([0, 1, 2, 3, 6]))
+    codes = text_codes(Manifest(frame, name="m", root="."), np.array([0, 1, 2, 3, 6]), world.text)
     assert codes[0] == codes[2] == codes[4]
     assert len(set(codes.tolist())) == 3
 
@@ -97,3 +97,17 @@ def test_another_dataset_is_refused_even_where_rows_may_be_missing(world, tmp_pa
     other = embedcache.save_store(tmp_path / "other", ["x", "y"], world.values[:2], store_dtype="float32")
     with pytest.raises(JoinError, match="a store of another dataset"):
         join(world.manifest, other, allow_missing=True)
+
+
+def test_texts_are_equal_where_what_was_encoded_is(make_manifest, text_encoder, tmp_path: Path) -> None:
+    """The default encodes captions: another indication makes no other text."""
+    manifest = make_manifest(4)
+    said = [("Cough", "Normal"), ("Fever", "Normal"), ("Cough", "Effusion"), ("Cough", "Normal")]
+    reports = [f"INDICATION: {why}.\nFINDINGS: Clear lungs.\nIMPRESSION: {what}." for why, what in said]
+    manifest = Manifest(manifest.frame.assign(report=reports), name="m", root=manifest.root)
+    embedcache.extract(manifest, text_encoder, tmp_path / "captions")
+    captions = embedcache.open_store(tmp_path / "captions")
+    assert np.array_equal(captions.gather([0]), captions.gather([1]))
+    assert text_codes(manifest, np.arange(4), captions).tolist() == [0, 0, 1, 0]
+    elsewhere = embedcache.save_store(tmp_path / "else", captions.ids, captions.embeddings, modality="text")
+    assert text_codes(manifest, np.arange(4), elsewhere).tolist() == [0, 1, 2, 0]

@@ -12,7 +12,7 @@ import yaml
 
 import embedcache
 from embedcache import Manifest, TrainConfig
-from embedcache.errors import JoinError, MissingIdsError, SettingsError, TrainingError
+from embedcache.errors import JoinError, MissingIdsError, OutputError, SettingsError, TrainingError
 from embedcache.stage_two.adaptor import read_adaptor
 from embedcache.stage_two.config import schedule
 from embedcache.stage_two.train import grid, train_many
@@ -80,13 +80,6 @@ def test_a_batch_larger_than_the_set(world, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, epochs=2, batch_size=10_000)
     result = embedcache.train(world.manifest, world.image, world.text, tmp_path / "run", config=config)
     assert np.isfinite([entry["train_loss"] for entry in result.history]).all()
-
-
-def test_too_few_pairs_are_refused(world, tmp_path: Path) -> None:
-    frame = world.manifest.frame.assign(split="test")
-    with pytest.raises(JoinError, match="0 training pairs, expected at least 2"):
-        embedcache.train(Manifest(frame, name="m", root="."), world.image, world.text, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_one_report_for_all_has_nothing_to_contrast(world, tmp_path: Path) -> None:
@@ -213,17 +206,21 @@ def test_a_grid_has_every_combination_and_its_names() -> None:
 
 
 def test_many_runs_are_each_as_alone(world, tmp_path: Path) -> None:
-    """Over different shapes, and, as texts that say nothing are soon learnt by heart, with ends at different times."""
+    """Over different shapes, with batches of two sizes, and with ends at different times: noise is learnt by heart."""
     noise = np.random.default_rng(0).normal(size=(400, 12)).astype(np.float32)
     text = embedcache.save_store(tmp_path / "noise", world.text.ids, noise, modality="text")
-    base = dataclasses.replace(SMALL, epochs=30, patience=2)
+    base = dataclasses.replace(SMALL, epochs=30, patience=2, batch_size=65)
+    frame = world.manifest.frame.copy()
+    frame.loc[np.flatnonzero(world.manifest.in_split("test"))[:2], "split"] = "train"  # 242 pairs in 4 batches
+    manifest = Manifest(frame, name="m", root=".")
     configs = grid(base, {"lr": [1e-3, 3e-3], "ff_dim": [32, 64]}, n_seeds=2)
-    together = train_many(world.manifest, world.image, text, tmp_path / "many", configs=configs)
+    together = train_many(manifest, world.image, text, tmp_path / "many", configs=configs)
     lengths = set()
     for name, config in configs.items():
-        alone = embedcache.train(world.manifest, world.image, text, tmp_path / "alone" / name, config=config)
+        alone = embedcache.train(manifest, world.image, text, tmp_path / "alone" / name, config=config)
         assert together[name].best_epoch == alone.best_epoch
         lengths.add(len(alone.history))
+        assert together[name].history[0]["train_loss"] == pytest.approx(alone.history[0]["train_loss"], rel=1e-6)
         for ours, theirs in zip(together[name].history, alone.history, strict=True):
             assert ours["valid_loss"] == pytest.approx(theirs["valid_loss"], rel=2e-3)
         read = read_adaptor(tmp_path / "many" / name)
@@ -245,9 +242,54 @@ def test_many_runs_go_on_where_they_were(world, tmp_path: Path) -> None:
 
 
 def test_names_of_runs_must_be_fit_for_directories(world, tmp_path: Path) -> None:
-    for configs in ({}, {"": SMALL}, {"../x": SMALL}):
+    for configs in ({}, {"": SMALL}, {"../x": SMALL}, {"..": SMALL}):
         with pytest.raises(SettingsError, match="fit for a directory"):
             train_many(world.manifest, world.image, world.text, tmp_path / "many", configs=configs)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_pairs_are_refused(world, tmp_path: Path, n: int) -> None:
+    split = ["train" if k < n else "test" for k in range(400)]
+    manifest = Manifest(world.manifest.frame.assign(split=split), name="m", root=".")
+    with pytest.raises(JoinError, match=f"{n} training pairs, expected at least 2"):
+        embedcache.train(manifest, world.image, world.text, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_finite_are_no_result(world, tmp_path: Path) -> None:
+    """Without validation, and in a single step, no loss has seen them yet."""
+    manifest = Manifest(world.manifest.frame.assign(split="train"), name="m", root=".")
+    wild = dataclasses.replace(SMALL, lr=1e30, warmup=0.0, epochs=1, batch_size=1000, weight_decay=1e30)
+    with pytest.raises(TrainingError, match="weights are not finite after epoch 1; lower lr"):
+        embedcache.train(manifest, world.image, world.text, tmp_path / "run", config=wild)
+    assert not (tmp_path / "run" / "adaptor.safetensors").exists()
+
+
+def test_a_run_directory_that_cannot_be_is_said_before_training(
+    world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("embedcache.stage_two.steps.Steps.step", lambda *a: pytest.fail("it trained"))
+    for run_dir in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            embedcache.train(world.manifest, world.image, world.text, run_dir, config=SMALL)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_adaptor_trained_on_tokens_is_not_probed_on_embeddings(world, tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).normal(size=(400, 3, 16)).astype(np.float32)
+    image = embedcache.save_store(tmp_path / "i", world.image.ids, tokens.mean(1), tokens=tokens)
+    config = dataclasses.replace(SMALL, epochs=1, image="tokens")
+    embedcache.train(world.manifest, image, world.text, tmp_path / "run", config=config)
+    with pytest.raises(SettingsError, match="was trained on tokens, a probe reads embeddings"):
+        embedcache.probe(world.manifest, image, label="y", run_dir=tmp_path / "run")
+
+
+def test_grids_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(SettingsError, match="lr has a value twice"):
+        grid(SMALL, {"lr": [1e-4, 0.0001]})
+    with pytest.raises(SettingsError, match="adaptor=linear,image=tokens: adaptor 'linear' with tokens"):
+        grid(SMALL, {"adaptor": ["attention", "linear"], "image": ["embeddings", "tokens"]})
 
 
 @pytest.mark.parametrize(
