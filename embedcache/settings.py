@@ -6,6 +6,7 @@ where Python does.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from types import UnionType
@@ -42,6 +43,9 @@ def check(settings: Any) -> None:
 
 def _broken(value: Any, hint: Any) -> Iterator[str]:
     """What a type expects and a value does not keep."""
+    if isinstance(value, float) and math.isinf(value):
+        yield "a finite number"
+        return
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             yield f"one of {', '.join(map(str, get_args(hint)))}"
