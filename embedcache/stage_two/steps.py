@@ -118,40 +118,46 @@ class Steps:
             adaptor.train()
 
     def _step(self, batch: Batch) -> Tensor:
-        losses = self._gradients(batch)
-        for parameters in self._parameters:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            self._group.sum_(gradients)
-            if self._config.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, self._config.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        return losses
+        if self._stacked is None:  # one after the other, so that each finds its own gradients still at hand
+            losses = []
+            for i in range(len(self.adaptors)):
+                losses.append(self._gradients_alone(i, batch))
+                self._learn(i)
+            return torch.stack(losses)
+        together = self._gradients_together(self._stacked, batch)
+        for i in range(len(self.adaptors)):
+            self._learn(i)
+        return together
 
-    def _gradients(self, batch: Batch) -> Tensor:
-        """The losses, (k,); leaves each parameter's gradient with it."""
-        if self._stacked is None:
-            return torch.stack([self._gradients_alone(i, batch) for i in range(len(self.adaptors))])
+    def _learn(self, i: int) -> None:
+        """Moves a model's weights by the gradients that were left with them."""
+        parameters = self._parameters[i]
+        self._group.sum_([p.grad for p in parameters if p.grad is not None])
+        if self._config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self._config.clip_norm)
+        self.optimizers[i].step()
+
+    def _gradients_alone(self, i: int, batch: Batch) -> Tensor:
+        """The loss of one model on its own batch; leaves each parameter's gradient with it."""
+        parameters = self._parameters[i]
+        loss = self._loss(self.adaptors[i], batch.each(lambda part: part[i]))
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient.contiguous()  # fused AdamW goes by address
+        return loss.detach()
+
+    def _gradients_together(self, stacked: dict[str, nn.Parameter], batch: Batch) -> Tensor:
+        """The losses of all models, (k,), as one batched model; leaves each parameter's gradient with it."""
         base = _Loss(self.adaptors[0], self._loss)
 
         def one(parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
             return functional_call(base, {f"adaptor.{name}": p for name, p in parameters.items()}, (batch,))
 
         axes = batch.each(lambda part: 0)
-        losses = vmap(one, in_dims=(0, axes), randomness="different")(self._stacked, batch)
-        stacked = list(self._stacked.values())
-        for k, gradients in enumerate(torch.autograd.grad(losses.sum(), stacked)):
+        losses = vmap(one, in_dims=(0, axes), randomness="different")(stacked, batch)
+        for k, gradients in enumerate(torch.autograd.grad(losses.sum(), list(stacked.values()))):
             for i, gradient in enumerate(gradients):
                 self._parameters[i][k].grad = gradient.contiguous()
         return losses.detach()
-
-    def _gradients_alone(self, i: int, batch: Batch) -> Tensor:
-        """Of one model, on its own batch."""
-        parameters = self._parameters[i]
-        loss = self._loss(self.adaptors[i], batch.each(lambda part: part[i]))
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient.contiguous()  # fused AdamW goes by address
-        return loss.detach()
 
     def _loss(self, adaptor: Adaptor, batch: Batch) -> Tensor:
         """Of one model; of this process's part of the batch where there are several."""
