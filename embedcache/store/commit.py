@@ -361,10 +361,14 @@ def _host() -> str:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process may still write; one that has ended and that nobody has reaped may not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (OSError, IndexError):  # gone meanwhile, or a system that does not tell
+        return True

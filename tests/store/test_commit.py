@@ -96,14 +96,18 @@ def test_a_link_that_worked_but_failed_counts(tmp_path: Path, monkeypatch) -> No
 def test_only_temporaries_of_dead_owners_are_swept(tmp_path: Path) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     host = commit._host()
+    unreaped = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, unreaped.pid, os.WEXITED | os.WNOWAIT)
     names = {
         "dead": f".shard-00000-0123456789ab.h5.{host}.{int(dead.stdout)}.aa.tmp",
+        "dead, and its parent has not asked": f".shard-00000-0123456789ab.h5.{host}.{unreaped.pid}.dd.tmp",
         "alive": f".shard-00000-0123456789ab.h5.{host}.{os.getpid()}.bb.tmp",
         "elsewhere": f".shard-00000-0123456789ab.h5.otherhost.{int(dead.stdout)}.cc.tmp",
     }
     for name in names.values():
         (tmp_path / name).write_bytes(b"")
-    assert commit.sweep(tmp_path) == 1
+    assert commit.sweep(tmp_path) == 2
+    unreaped.wait()
     assert {p.name for p in tmp_path.iterdir()} == {names["alive"], names["elsewhere"]}
 
 
