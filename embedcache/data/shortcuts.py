@@ -6,6 +6,7 @@ Shape notation: n rows of a manifest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -88,6 +89,8 @@ def _score(
     shares = (counts + prior) / (counts.sum(axis=1, keepdims=True) + 1)  # a value that training lacks has the prior
     truth, guesses = labels[held].astype(np.int64), shares[codes[held]]
     if n_classes == 2:
-        return Shortcut(label, column, "auroc", float(auroc(truth, guesses[:, 1])[0]), 0.5, len(truth))
+        value = float(auroc(truth, guesses[:, 1])[0])
+        # the test rows have one value, or values that the training rows lack: one guess for all ranks nothing
+        return None if math.isnan(value) else Shortcut(label, column, "auroc", value, 0.5, len(truth))
     right = float(accuracy(truth, guesses.argmax(axis=1))[0])
     return Shortcut(label, column, "accuracy", right, float((truth == prior.argmax()).mean()), len(truth))

@@ -1,18 +1,22 @@
 """Bootstrap intervals that resample patients, not images.
 
-Shape notation: n rows, k draws, s seeds.
+Shape notation: n rows, g patients, k draws, s seeds. Intervals hold 95% and lie between percentiles of the draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 
-_DRAWS_AT_ONCE = 100  # bounds memory: a score holds several float64 copies of its weights
+_DRAWS_AT_ONCE = 100  # bounds memory: a score may widen its weights
+_MOST_COUNT = np.iinfo(np.uint8).max
+_LEAST_DEFINED = 0.5  # share of draws: of fewer, percentiles say nothing
 
-Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Score = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -24,44 +28,149 @@ class Interval:
     high: float
 
 
-def patient_draws(groups: np.ndarray, n_draws: int, *, seed: int) -> np.ndarray:
-    """How often each row counts when patients are drawn with replacement.
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """A score of all rows, and the same score of each draw.
+
+    Args:
+        value: (...).
+        samples: (k, ...), NaN where a draw has no score.
+    """
+
+    value: np.ndarray
+    samples: np.ndarray
+
+    def __getitem__(self, index: int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]) -> Sampled:
+        """One of several scores, as `value[index]` would give it."""
+        at = index if isinstance(index, tuple) else (index,)
+        return Sampled(np.asarray(self.value[at]), self.samples[(slice(None), *at)])
+
+    @property
+    def by_seed(self) -> Sampled:
+        """With an axis of seeds, value (s,) and samples (k, s), also where there was one run and no such axis."""
+        if self.value.ndim > 1:
+            raise ValueError(
+                f"scores of shape {self.value.shape}, expected one score, or one for each seed; choose one"
+            )
+        return Sampled(self.value.reshape(-1), self.samples.reshape(len(self.samples), -1))
+
+    @property
+    def mean(self) -> Sampled:
+        """Averaged over seeds: value () and samples (k,)."""
+        each = self.by_seed
+        return Sampled(each.value.mean(axis=0), each.samples.mean(axis=1))
+
+
+class PatientDraws:
+    """Patients drawn with replacement, as many as there are; each brings all of its rows.
 
     Args:
         groups: the patient of each row, (n,).
+        n_draws: how often all patients are drawn.
+        seed: the same groups and seed give the same draws.
 
-    Returns:
-        (k, n) uint16; all rows of a patient count alike.
+    Attributes:
+        counts: how often each patient is drawn, (k, g) uint8.
     """
-    patients, row_patient = np.unique(groups, return_inverse=True)
-    n = len(patients)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_draws)
-    return counts.astype(np.uint16)[:, row_patient]
+
+    def __init__(self, groups: np.ndarray, n_draws: int, *, seed: int) -> None:
+        if not len(groups) or n_draws < 1:
+            raise ValueError(f"{len(groups)} rows and {n_draws} draws, expected at least one of each")
+        patients, self._row_patient = np.unique(groups, return_inverse=True)
+        self.counts = np.empty((n_draws, len(patients)), np.uint8)
+        rng = np.random.default_rng(seed)
+        for row in self.counts:
+            count = np.bincount(rng.integers(0, len(patients), len(patients)), minlength=len(patients))
+            if count.max() > _MOST_COUNT:
+                raise OverflowError(f"a patient was drawn {count.max()} times, at most {_MOST_COUNT} can be kept")
+            row[:] = count
+
+    @property
+    def n_draws(self) -> int:
+        return len(self.counts)
+
+    @property
+    def n_patients(self) -> int:
+        return self.counts.shape[1]
+
+    @property
+    def n_rows(self) -> int:
+        return len(self._row_patient)
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """How often each row counts, (at most 100, n) uint8, draw after draw."""
+        for start in range(0, self.n_draws, _DRAWS_AT_ONCE):
+            yield self.counts[start : start + _DRAWS_AT_ONCE].take(self._row_patient, axis=1)
 
 
-def bootstrap(
-    score: Score, labels: np.ndarray, predictions: Sequence[np.ndarray], draws: np.ndarray, *, seed: int
-) -> Interval:
-    """Mean score over seeds, with a percentile interval over patients and seeds together.
+def stacked(scores: Sequence[Score]) -> Score:
+    """Several scores of the same rows as one, such as one for each seed: weights (k, n) to (k, s)."""
+    return lambda weights: np.stack([score(weights) for score in scores], axis=1)
 
-    Each draw resamples the patients and, with replacement, the seeds; so the interval holds both what another test
-    set and what another training run would change.
+
+def bootstrap(score: Score, draws: PatientDraws) -> Sampled:
+    """Scores all rows, and each draw.
 
     Args:
-        score: takes labels (n,), predictions (n,) and weights (k, n), gives (k,).
-        labels: (n,).
-        predictions: one array (n,) for each of s seeds.
-        draws: row weights, (k, n).
+        score: takes weights (k, n), gives (k, ...); such as `Ranking.auroc`, or `stacked` ones.
     """
-    ones = np.ones((1, len(labels)))
-    value = float(np.mean([score(labels, p, ones)[0] for p in predictions]))
-    parts = [draws[start : start + _DRAWS_AT_ONCE] for start in range(0, len(draws), _DRAWS_AT_ONCE)]
-    by_seed = np.stack([np.concatenate([score(labels, p, part) for part in parts]) for p in predictions])  # (s, k)
-    n_seeds, n_draws = by_seed.shape
-    seeds = np.random.default_rng(seed).multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_draws)
-    means = (by_seed * seeds.T).sum(axis=0) / n_seeds
-    means = means[~np.isnan(means)]  # draws of one class only have no score
-    if np.isnan(value) or not len(means):
-        return Interval(float("nan"), float("nan"), float("nan"))
-    low, high = np.percentile(means, [2.5, 97.5])
+    value = score(np.ones((1, draws.n_rows), np.uint8))[0]
+    return Sampled(np.asarray(value), np.concatenate([score(part) for part in draws.parts()]))
+
+
+def over_patients(sampled: Sampled) -> Interval:
+    """The mean over seeds, and what another set of patients would change; value (s,) or ()."""
+    mean = sampled.mean
+    return percentiles(float(mean.value), mean.samples)
+
+
+def over_seeds(sampled: Sampled, *, seed: int) -> Interval:
+    """The mean over seeds, and what other training runs would change on the same patients; value (s,) or ().
+
+    One seed gives an interval of no width. A few seeds give one that is too narrow, as they cannot show their spread.
+    """
+    values = sampled.by_seed.value
+    counts = _seed_counts(len(sampled.samples), len(values), seed)
+    return percentiles(float(values.mean()), counts @ values / len(values))
+
+
+def over_patients_and_seeds(sampled: Sampled, *, seed: int) -> Interval:
+    """The mean over seeds, and what other patients and other training runs would change; value (s,) or ().
+
+    Each draw resamples the patients and, with replacement, the seeds.
+    """
+    each = sampled.by_seed
+    n_draws, n_seeds = each.samples.shape
+    means = (each.samples * _seed_counts(n_draws, n_seeds, seed)).sum(axis=1) / n_seeds
+    return percentiles(float(each.value.mean()), means)
+
+
+def difference(a: Sampled, b: Sampled) -> Interval:
+    """How much a's score exceeds b's on other patients, such as internal and external ones; seeds are averaged.
+
+    Args:
+        a: value (s,) or ().
+        b: as many draws of other patients. `paired_bootstrap` compares scores on the same patients.
+    """
+    if len(a.samples) != len(b.samples):
+        raise ValueError(f"{len(a.samples)} and {len(b.samples)} draws, expected as many of each")
+    # draws of the same seed choose alike places in both sets: shifted by one they are independent
+    samples = a.mean.samples - np.roll(b.mean.samples, 1)
+    return percentiles(float(a.mean.value - b.mean.value), samples)
+
+
+def percentiles(value: float, samples: np.ndarray) -> Interval:
+    """The interval around a value that the draws (k,) give; draws without a score are left out.
+
+    It is NaN where the value is, and where most draws have no score.
+    """
+    defined = samples[~np.isnan(samples)]
+    if math.isnan(value) or len(defined) < _LEAST_DEFINED * len(samples):
+        return Interval(value, math.nan, math.nan)
+    low, high = np.percentile(defined, [2.5, 97.5])
     return Interval(value, float(low), float(high))
+
+
+def _seed_counts(n_draws: int, n_seeds: int, seed: int) -> np.ndarray:
+    """How often each seed is drawn, (k, s)."""
+    return np.random.default_rng(seed).multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_draws)

@@ -124,6 +124,19 @@ def test_what_metadata_alone_tells_is_learnt_on_train_and_scored_on_test(tmp_pat
     assert ("y", "site") not in found  # one value tells nothing
 
 
+def test_a_column_that_gives_all_test_rows_one_guess_is_no_shortcut(tmp_path: Path) -> None:
+    manifest = made(
+        tmp_path,
+        **{
+            "split": ["train"] * 4 + ["test"] * 4,
+            "view": ["AP", "PA", "AP", "PA", "AP", "AP", "AP", "AP"],
+            "sex": ["F", "F", "M", "M", "F", "M", "F", "M"],
+            "label.y": [1, 0, 1, 1, 0, 1, 0, 1],
+        },
+    )
+    assert [(s.column, s.value) for s in shortcuts(manifest)] == [("sex", 1.0)]
+
+
 def test_overlap_between_datasets_by_patient_name_and_file(tmp_path: Path) -> None:
     nih = made(tmp_path, "nih", About(patients_from="nih"), split=["train", "train", "test"], patient=["1", "2", "3"])
     rsna = made(
