@@ -1,6 +1,6 @@
 """How fast stage two trains, as ratios against the arithmetic alone and against the paper's way, in this one run.
 
-    python benchmarks/bench_train.py                       everything, about eleven minutes on 2 cores
+    python benchmarks/bench_train.py                       everything, about 17 minutes on 2 cores
     python benchmarks/bench_train.py --only step --json    one part, as JSON
     python benchmarks/bench_train.py --device cuda         on a GPU, with 50 epochs over 213,000 pairs beside
 

@@ -32,7 +32,7 @@ _PUBLIC = {
     "train": "embedcache.stage_two.train",
     "train_many": "embedcache.stage_two.train",
     "grid": "embedcache.stage_two.train",
-    "ProbeConfig": "embedcache.stage_two.probe",
+    "ProbeConfig": "embedcache.stage_two.probe_config",
     "probe": "embedcache.stage_two.probe",
     "EmbedCacheError": "embedcache.errors",
 }

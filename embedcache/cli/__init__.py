@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from embedcache.cli import encoders, manifests, stages, stores, training  # noqa: F401  # they put their commands into the group
+from embedcache.cli import (  # noqa: F401  # they put their commands into the group
+    encoders,
+    manifests,
+    probing,
+    stages,
+    stores,
+    training,
+)
 from embedcache.cli.base import main
 
 __all__ = ["main"]

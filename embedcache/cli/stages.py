@@ -69,7 +69,8 @@ def run(
     from embedcache.recipe.read import read_recipe
 
     checked = read_recipe(recipe, overrides)
-    from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe, score_table
+    from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe
+    from embedcache.report.score_text import probe_text
     from embedcache.stage_one.estimate import in_total
 
     def say(line: str) -> None:
@@ -95,7 +96,7 @@ def run(
     if as_json:
         click.echo(json.dumps(result.to_json()))
         return
-    click.echo("\n" + score_table(result.scores))
+    click.echo("\n" + probe_text(**result.tables))
     click.echo(f"\nrun directory: {result.run_dir}")
 
 

@@ -1,4 +1,4 @@
-"""Commands of stage two: train Adaptors, count their parameters, probe."""
+"""Commands that train Adaptors and count their parameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedcache.cli.base import PATH, json_option, main
-from embedcache.errors import SettingsError
+from embedcache.cli.settings import pairs, read_settings
 
 if TYPE_CHECKING:
-    from embedcache.stage_two.config import TrainConfig
     from embedcache.stage_two.train import TrainResult
 
 _set_option = click.option(
@@ -61,12 +60,13 @@ def train(
         --run-dir runs/4
     """
     from embedcache.data.manifest import Manifest
+    from embedcache.stage_two.config import TrainConfig
 
-    given = {name: value for name, value in options.items() if value is not None} | _pairs(settings, "--set")
-    config = _config(given)
+    given = {name: value for name, value in options.items() if value is not None} | pairs(settings, "--set")
+    config = read_settings(TrainConfig, given)
     varied = {
-        name: [getattr(_config({**given, name: value}), name) for value in values.split(",")]
-        for name, values in _pairs(axes, "--grid").items()
+        name: [getattr(read_settings(TrainConfig, {**given, name: value}), name) for value in values.split(",")]
+        for name, values in pairs(axes, "--grid").items()
     }
     from embedcache.stage_two.distributed import is_first_process
     from embedcache.stage_two.train import grid, runs_table, train_many
@@ -90,34 +90,6 @@ def train(
     else:
         click.echo(runs_table(configs, results).to_string(index=False, float_format="{:.4g}".format))
     click.echo(f"run directory: {run_dir}")
-
-
-def _config(given: dict[str, Any]) -> TrainConfig:
-    """Settings of training from texts and values, every mistake at once."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from embedcache.stage_two.config import TrainConfig
-
-    optional = {name for name, kind in TrainConfig.__annotations__.items() if str(kind).endswith("| None")}
-    try:
-        return TypeAdapter(TrainConfig).validate_python(
-            {name: None if value == "none" and name in optional else value for name, value in given.items()}
-        )
-    except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
-        raise SettingsError("; ".join(wrong)) from error
-
-
-def _pairs(settings: tuple[str, ...], option: str) -> dict[str, str]:
-    found = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise SettingsError(f"{option} {setting!r}: expected FIELD=VALUE")
-        if name in found:
-            raise SettingsError(f"{option} names {name!r} twice")
-        found[name] = value
-    return found
 
 
 def _say_left_out(result: TrainResult) -> None:
@@ -159,10 +131,11 @@ def params(stores: tuple[Path, ...], settings: tuple[str, ...], as_json: bool) -
     embedcache params cache/mine/dinov2-s cache/mine/resnet-ae cache/mine/bert
     embedcache params cache/mine/dinov2-s cache/mine/bert --set adaptor=linear
     """
+    from embedcache.stage_two.config import TrainConfig
     from embedcache.stage_two.parameters import parameter_table
     from embedcache.store.store import open_store
 
-    table = parameter_table([open_store(path) for path in stores], _config(_pairs(settings, "--set")))
+    table = parameter_table([open_store(path) for path in stores], read_settings(TrainConfig, pairs(settings, "--set")))
     if as_json:
         click.echo(table.to_json(orient="records"))
         return
@@ -170,27 +143,3 @@ def params(stores: tuple[Path, ...], settings: tuple[str, ...], as_json: bool) -
     for column in ("trained", "frozen", "total", "end_to_end"):
         shown[column] = ["unknown" if x != x else f"{int(x):,}" for x in table[column].astype(float)]
     click.echo(shown.to_string(index=False))
-
-
-@main.command()
-@click.argument("manifest", type=PATH)
-@click.argument("image_store", type=PATH)
-@click.option("--label", required=True, help="Name of the manifest's label set.")
-@click.option("--run-dir", type=PATH, help="A run of 'embedcache train': its Adaptor is applied.")
-@click.option("--text-store", type=PATH, help="Needed for the control text-as-label.")
-@json_option
-def probe(
-    manifest: Path, image_store: Path, label: str, run_dir: Path | None, text_store: Path | None, as_json: bool
-) -> None:
-    """Score the embeddings of a store on a label, beside controls.
-
-    \b
-    embedcache probe manifest.parquet cache/mine/dinov2-s --label pneumonia --run-dir runs/mine
-    """
-    from embedcache.data.manifest import Manifest
-    from embedcache.stage_two.probe import probe as run_probe
-
-    result = run_probe(Manifest.read(manifest), image_store, label=label, run_dir=run_dir, text_store=text_store)
-    click.echo(result.scores.to_json(orient="records") if as_json else result.scores.to_string(index=False))
-    if result.warning:
-        click.echo(f"warning: {result.warning}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from embedcache.stage_one.estimate import Estimate
 from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
 from embedcache.stage_two.adaptor import count_parameters
 from embedcache.stage_two.probe import probe
+from embedcache.stage_two.probe_tables import TABLES, ProbeResult
+from embedcache.stage_two.targets import Target
 from embedcache.stage_two.tensors import input_digests
 from embedcache.stage_two.train import train
 from embedcache.store.store import open_store
@@ -37,19 +40,25 @@ class RunResult:
     """What a run left.
 
     Args:
-        run_dir: holds `config.yaml`, `scores.csv` and a directory for each pair of encoders.
-        scores: every probe's rows with `label`, `image` and `text` encoder beside them.
+        run_dir: holds `config.yaml`, the tables as csv, and a directory for each pair of encoders with its predictions.
+        tables: of all probes, with `label`, `image` and `text` encoder beside them: `scores`, `gains`, `calibration`,
+            `subgroups`.
         reports: what stage one did for each store.
     """
 
     run_dir: Path
-    scores: pd.DataFrame
+    tables: dict[str, pd.DataFrame]
     reports: list[ExtractReport]
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Of all probes."""
+        return self.tables["scores"]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "run_dir": str(self.run_dir),
-            "scores": json.loads(self.scores.to_json(orient="records")),
+            **{name: json.loads(table.to_json(orient="records")) for name, table in self.tables.items()},
             "extract": [report.to_json() for report in self.reports],
         }
 
@@ -71,16 +80,22 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
     say(f"splits    {audit}")
     if audit.warning:
         say(f"warning   {audit.warning}")
-    scores = pd.concat(
-        [
-            _stage_two(recipe, manifest, run_dir, image, text, say)
-            for image in recipe.encoders.image
-            for text in recipe.encoders.text
-        ],
-        ignore_index=True,
-    )
-    scores.to_csv(run_dir / "scores.csv", index=False)
-    return RunResult(run_dir, scores, reports)
+    probes = [
+        (image, text, found)
+        for image in recipe.encoders.image
+        for text in recipe.encoders.text
+        for found in _stage_two(recipe, manifest, run_dir, image, text, say)
+    ]
+    tables = {
+        name: pd.concat(
+            [getattr(p, name).assign(label=p.label, image=image, text=text) for image, text, p in probes],
+            ignore_index=True,
+        )
+        for name in TABLES
+    }
+    for name, table in tables.items():
+        table.to_csv(run_dir / f"{name}.csv", index=False)
+    return RunResult(run_dir, tables, reports)
 
 
 def encode_recipe(
@@ -116,7 +131,7 @@ def make_manifest(recipe: Recipe) -> Manifest:
     """
     manifest = _read_or_draw(recipe)
     for label in recipe.labels:
-        manifest.label(label)
+        Target.of(manifest, label)
     return manifest
 
 
@@ -197,7 +212,7 @@ def _source(recipe: Recipe, manifest: Manifest, name: str, section: EncoderSecti
     return str(section.source).replace("{data.root}", str(recipe.data.root))
 
 
-def _stage_two(recipe: Recipe, manifest: Manifest, run_dir: Path, image: str, text: str, say: Say) -> pd.DataFrame:
+def _stage_two(recipe: Recipe, manifest: Manifest, run_dir: Path, image: str, text: str, say: Say) -> list[ProbeResult]:
     image_store, text_store = open_store(recipe.cache / image), open_store(recipe.cache / text)
     pair_dir = run_dir / f"{image}+{text}"
     started = time.monotonic()
@@ -208,13 +223,31 @@ def _stage_two(recipe: Recipe, manifest: Manifest, run_dir: Path, image: str, te
         f"{trained.n_train} pairs, best epoch {trained.best_epoch + 1} of {len(trained.history)} "
         f"(validation loss {best['valid_loss']:.3f}), {time.monotonic() - started:.1f} s"
     )
-    tables = []
+    random = _random_like(recipe, image)
+    found = []
     for label in recipe.labels:
-        probed = probe(manifest, image_store, label=label, run_dir=pair_dir, text_store=text_store, config=recipe.probe)
-        tables.append(probed.scores.assign(label=label, image=image, text=text))
-    scores = pd.concat(tables, ignore_index=True)
+        probed = probe(
+            manifest,
+            image_store,
+            label=label,
+            run_dir=pair_dir,
+            text_store=text_store,
+            random_store=None if random is None else recipe.cache / random,
+            config=recipe.probe,
+        )
+        probed.write(pair_dir / "probes" / re.sub(r"[^\w +-]", "_", label))
+        for note in probed.notes:
+            say(f"          {label}: {note}")
+        found.append(probed)
     say(f"          probed {', '.join(recipe.labels)}, {time.monotonic() - started:.1f} s in all")
-    return scores
+    return found
+
+
+def _random_like(recipe: Recipe, image: str) -> str | None:
+    """The recipe's encoder of random weights that has the architecture of another, where there is one."""
+    source = recipe.encoders.image[image].source
+    alike = (name for name, section in recipe.encoders.image.items() if section.random_like == source)
+    return next(alike, None) if source is not None else None
 
 
 def _write_config(recipe: Recipe, run_dir: Path) -> None:
@@ -228,32 +261,3 @@ def _write_config(recipe: Recipe, run_dir: Path) -> None:
         "fingerprints": {name: store.fingerprint for name, store in stores.items()},
     }
     (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), "utf-8")
-
-
-def score_table(scores: pd.DataFrame, *, metric: str = "auroc") -> str:
-    """One metric as text: a row for each encoder, setting and head, a column for each label fraction."""
-    shown = scores[scores["metric"] == metric]
-    lines = []
-    for (label, class_name), table in shown.groupby(["label", "class"], sort=False):
-        heading = f"{metric} of {label}" + (f", class {class_name}" if class_name else "")
-        lines.append(f"{heading} (test rows {_range(table['n_test'])}, 95% interval over patients and seeds)")
-        labels = table.groupby("fraction", sort=False)["n_train"]
-        columns = [f"{fraction:.0%} ({_range(n_train)} labels)" for fraction, n_train in labels]
-        rows = [["image encoder", "text encoder", "setting", "head", *columns]]
-        for key, group in table.groupby(["image", "text", "control", "head"], sort=False):
-            image, text, control, head = map(str, key)
-            cells = [
-                f"{value:.3f} [{low:.3f}, {high:.3f}]"
-                for value, low, high in group[["value", "low", "high"]].itertuples(index=False)
-            ]
-            rows.append([image, text, control or "with Adaptor", head, *cells])
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
-def _range(counts: pd.Series) -> str:
-    """One count, or the least and the most where failed inputs make encoders differ."""
-    low, high = counts.min(), counts.max()
-    return str(low) if low == high else f"{low}-{high}"

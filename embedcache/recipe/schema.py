@@ -16,7 +16,7 @@ from embedcache.encoders.base import Pooling
 from embedcache.stage_one.asked import Asked
 from embedcache.stage_one.workers import Backend, Workers
 from embedcache.stage_two.config import TrainConfig
-from embedcache.stage_two.probe import ProbeConfig
+from embedcache.stage_two.probe_config import ProbeConfig
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _RESERVED = {"checkpoints", "dataset"}  # what else lies in a recipe's cache

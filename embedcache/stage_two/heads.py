@@ -1,112 +1,153 @@
-"""Task heads on fixed features, and how they are fitted.
+"""Trainable heads on fixed features, many side by side: one for each seed, label fraction and fold.
 
-Shape notation: n rows, d feature width, c classes.
+Shape notation: m heads, b rows of a batch, n rows, d feature width, h hidden width, c outputs.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from embedcache.errors import TrainingError
 from embedcache.settings import STRICT, check
+from embedcache.stage_two.dropout import dropout_mask
 
-HEADS = ("linear", "mlp")
+TRAINED = ("linear", "mlp")
 _HIDDEN = 512
+_EVALUATED_AT_ONCE = 4096  # rows
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """How a head is fitted; the same for every fraction, encoder and control.
+    """How a trained head is fitted; the same for every fraction, encoder and control.
 
-    Source: the paper's heads and AdamW with cosine warm restarts, the first period 0.4 of the steps. The number of
-    steps is fixed instead of the number of epochs, so that few labels are not also few steps.
+    AdamW with cosine warm restarts, the first period 0.4 of the steps, as in the paper.
+
+    Args:
+        epochs: passes over the labels.
+        min_steps: so many steps at least, so that few labels are not also few steps.
+        batch_size: the last batch of an epoch may be smaller.
+        reshuffle: rows are shuffled anew for each epoch; else once, and batches stay the same.
+        restarts_by: whether the schedule moves on with each step; or with each `epoch` while its period is counted in
+            steps, as the published code has it, whose learning rate so hardly falls.
+        patience: a head stops after so many epochs without a better validation loss; None trains to the end. Where
+            there is validation, the weights of the best epoch are kept either way.
     """
 
-    steps: Annotated[int, Ge(1)] = 200
+    epochs: Annotated[int, Ge(1)] = 50
+    min_steps: Annotated[int, Ge(0)] = 200
     batch_size: Annotated[int, Ge(2)] = 128
     lr: Annotated[float, Gt(0)] = 1e-3
     weight_decay: Annotated[float, Ge(0)] = 0.05
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    reshuffle: bool = True
+    restarts_by: Literal["step", "epoch"] = "step"
+    patience: Annotated[int, Ge(1)] | None = None
 
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
         check(self)
 
+    def n_epochs(self, n_batches: int) -> int:
+        """Passes over a set of so many batches."""
+        return max(self.epochs, -(-self.min_steps // n_batches))
 
-def build_head(kind: str, dim: int, n_classes: int, *, dropout: float = 0.1) -> nn.Module:
-    """A head from features (n, d) to logits (n, c).
-
-    Args:
-        kind: `linear`, or `mlp` with one hidden layer of 512, BatchNorm and dropout.
-    """
-    if kind == "linear":
-        return nn.Linear(dim, n_classes)
-    if kind == "mlp":
-        return nn.Sequential(
-            nn.Linear(dim, _HIDDEN),
-            nn.BatchNorm1d(_HIDDEN),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(_HIDDEN, n_classes),
-        )
-    raise ValueError(f"head {kind!r}, expected one of {', '.join(HEADS)}")
+    def lr_at(self, step: int, n_batches: int) -> float:
+        """The learning rate of a step, from 0."""
+        period = max(int(0.4 * n_batches * self.n_epochs(n_batches)), 1)
+        place = step if self.restarts_by == "step" else step // n_batches
+        floor = 1e-8
+        return floor + (self.lr - floor) * (1 + math.cos(math.pi * (place % period) / period)) / 2
 
 
-def fit_predict(
-    kind: str,
-    train_x: Tensor,
-    train_y: Tensor,
-    test_x: Tensor,
-    *,
-    n_classes: int,
-    config: HeadConfig,
-    seed: int,
-) -> Tensor:
-    """Fits a head and gives class probabilities of other rows.
+class HeadStack(nn.Module):
+    """Heads of one kind, each with weights and randomness of its own.
+
+    `linear`: dropout and a linear map. `mlp`: dropout, a linear map to 512 without bias, BatchNorm, ReLU, dropout, a
+    linear map. Source: the heads of the paper's code.
 
     Args:
-        train_x: standardised features, (n_train, d).
-        train_y: classes, (n_train,) int64.
-        test_x: (n_test, d).
-
-    Returns:
-        (n_test, c) float32 on the CPU.
-
-    Raises:
-        TrainingError: probabilities that are not finite.
+        seeds: of each head; one comes out the same whichever stand beside it, up to the order of sums.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        head = build_head(kind, train_x.shape[1], n_classes, dropout=config.dropout).to(train_x.device).train()
-        optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        first_period = max(round(0.4 * config.steps), 1)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, first_period)
-        for index in _batches(len(train_x), config):
-            loss = F.cross_entropy(head(train_x[index]), train_y[index])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    with torch.inference_mode():
-        probabilities = head.eval()(test_x).softmax(dim=1).float().cpu()
-    if not bool(torch.isfinite(probabilities).all()):
-        raise TrainingError(f"the {kind} head gave values that are not finite; lower its learning rate ({config.lr})")
-    return probabilities
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(
+        self, kind: str, dim: int, n_outputs: int, *, seeds: Sequence[int], dropout: float, device: str
+    ) -> None:
+        super().__init__()
+        if kind not in TRAINED:
+            raise ValueError(f"head {kind!r}, expected one of {', '.join(TRAINED)}")
+        m, self.dropout, self.is_mlp = len(seeds), dropout, kind == "mlp"
+        drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
+        width = _HIDDEN if self.is_mlp else dim
+        if self.is_mlp:
+            self.hidden = nn.Parameter(_initial(drawn, dim, dim, _HIDDEN))  # (m, d, h)
+            self.scale = nn.Parameter(torch.ones(m, 1, _HIDDEN))
+            self.shift = nn.Parameter(torch.zeros(m, 1, _HIDDEN))
+            self.register_buffer("mean", torch.zeros(m, 1, _HIDDEN))
+            self.register_buffer("variance", torch.ones(m, 1, _HIDDEN))
+        self.out = nn.Parameter(_initial(drawn, width, width, n_outputs))  # (m, h, c)
+        self.bias = nn.Parameter(_initial(drawn, width, 1, n_outputs))
+        self.to(device)
+        # one generator for each head on the device, for dropout
+        self._generators = [
+            torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=g))) for g in drawn
+        ]
+
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """Features (m, b, d), or (b, d) for all heads alike, to logits (m, b, c).
+
+        Args:
+            present: in training, which rows are no padding, (m, b, 1) of 1 and 0; None for all.
+        """
+        x = self._drop(x, present)
+        if self.is_mlp:
+            x = self._drop(torch.relu(self._normalised(torch.matmul(x, self.hidden), present)), present)
+        return torch.matmul(x, self.out) + self.bias
+
+    @torch.inference_mode()
+    def evaluated(self, x: Tensor) -> Tensor:
+        """Logits of rows (n, d) that all heads share, (m, n, c)."""
+        self.eval()
+        return torch.cat([self(part) for part in x.split(_EVALUATED_AT_ONCE)], dim=1)
+
+    def _normalised(self, x: Tensor, present: Tensor | None) -> Tensor:
+        """BatchNorm for each head by itself, over the rows that are there."""
+        if not self.training:
+            return (x - self.mean) * (self.scale * (self.variance + 1e-5).rsqrt()) + self.shift
+        if present is None:
+            n: Tensor | int = x.shape[1]
+            variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+        else:
+            n = present.sum(1, keepdim=True)
+            mean = (x * present).sum(1, keepdim=True) / n
+            variance = ((x - mean).square() * present).sum(1, keepdim=True) / n
+        with torch.no_grad():
+            self.mean.lerp_(mean, 0.1)
+            self.variance.lerp_(variance * (n / (n - 1)), 0.1)
+        return (x - mean) * (self.scale * (variance + 1e-5).rsqrt()) + self.shift
+
+    def _drop(self, x: Tensor, present: Tensor | None) -> Tensor:
+        if not self.training or not self.dropout:
+            return x
+        b, width = x.shape[-2:]
+        n_rows = [b] * len(self._generators) if present is None else present.sum((1, 2)).int().tolist()
+        masks = [  # as many as a head has rows, so that its later ones do not depend on its neighbours' rows
+            dropout_mask((n, width), self.dropout, x, generator=g)
+            for n, g in zip(n_rows, self._generators, strict=True)
+        ]
+        return x * nn.utils.rnn.pad_sequence(masks, batch_first=True)
 
 
-def _batches(n: int, config: HeadConfig) -> list[Tensor]:
-    """Row numbers of each step: shuffled epochs cut into full batches, the whole set where it is smaller."""
-    if n <= config.batch_size:
-        return [torch.arange(n)] * config.steps
-    batches: list[Tensor] = []
-    while len(batches) < config.steps:
-        order = torch.randperm(n)
-        batches += [part for part in order.split(config.batch_size) if len(part) == config.batch_size]
-    return batches[: config.steps]
+def _initial(drawn: Sequence[torch.Generator], fan_in: int, rows: int, columns: int) -> Tensor:
+    """As `nn.Linear` starts: uniform within 1 / sqrt(fan_in), (m, rows, columns)."""
+    bound = fan_in**-0.5
+    return torch.stack([torch.empty(rows, columns).uniform_(-bound, bound, generator=g) for g in drawn])

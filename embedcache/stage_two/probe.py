@@ -1,118 +1,41 @@
 """Probes: what frozen embeddings, with and without an Adaptor, tell of a label, beside the controls that say why.
 
-Shape notation: n manifest rows with an embedding, d embedding width.
+Shape notation: r joined rows of a manifest, n samples, u units scored, d embedding width, c outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from embedcache.data.audit import leak_warning
+from embedcache.data.labelmap import LabelMap
+from embedcache.data.labels import LABEL_PREFIX
 from embedcache.data.manifest import Manifest
-from embedcache.data.splits import label_subset
-from embedcache.device import pick_device
-from embedcache.errors import ManifestError, SettingsError
-from embedcache.metrics.classification import accuracy, auroc, average_precision
-from embedcache.metrics.intervals import Interval, bootstrap, patient_draws
+from embedcache.device import full_precision, pick_device
+from embedcache.errors import FingerprintMismatchError, ManifestError, SettingsError
+from embedcache.metrics.intervals import PatientDraws
 from embedcache.progress import Progress
-from embedcache.settings import STRICT, check
 from embedcache.stage_two.adaptor import Adaptor, read_adaptor
-from embedcache.stage_two.heads import HEADS, HeadConfig, fit_predict
-from embedcache.stage_two.tensors import Join, input_digests, join, opened, resident
+from embedcache.stage_two.answers import Answer, answers
+from embedcache.stage_two.controls import metadata_features, shuffled, told_by_text
+from embedcache.stage_two.label_budget import Budget, budgets
+from embedcache.stage_two.probe_config import ProbeConfig
+from embedcache.stage_two.probe_tables import EXTERNAL, INTERNAL, HeldOut, ProbeResult, Row, Tables
+from embedcache.stage_two.samples import Samples
+from embedcache.stage_two.scoring import ChosenOn, Said, Scored, said, score
+from embedcache.stage_two.targets import Target
+from embedcache.stage_two.tensors import input_digests, join, opened, resident
 from embedcache.store.store import Store
 
-CONTROLS = ("no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label")
 _CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """What is probed and how often.
-
-    Args:
-        heads: `linear`, `mlp`.
-        fractions: shares of the training labels, at least two labels of each class.
-        subsets: which labels a fraction is: `drawn` for each seed, stratified by the label; or the `manifest`'s own
-            column `fraction`, the same for each seed (under a `paper` split, what the published code draws).
-        n_seeds: runs with other label draws, head weights and batch orders.
-        n_draws: bootstrap draws.
-        controls: which controls stand beside the result, of `CONTROLS`.
-    """
-
-    heads: tuple[str, ...] = HEADS
-    fractions: tuple[Annotated[float, Gt(0), Le(1)], ...] = (0.01, 0.1, 1.0)
-    subsets: Literal["drawn", "manifest"] = "drawn"
-    n_seeds: Annotated[int, Ge(1)] = 3
-    n_draws: Annotated[int, Ge(1)] = 2000
-    controls: tuple[str, ...] = CONTROLS
-    head: HeadConfig = field(default_factory=HeadConfig)
-    device: str = "auto"
-
-    __pydantic_config__ = STRICT
-
-    def __post_init__(self) -> None:
-        check(self)
-        for name, known in (("heads", HEADS), ("controls", CONTROLS)):
-            unknown = [value for value in getattr(self, name) if value not in known]
-            if unknown:
-                raise ValueError(f"unknown {name} {', '.join(unknown)}; expected some of {', '.join(known)}")
-        if not self.heads or not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
-            raise ValueError("expected at least one head, and fractions above 0 and at most 1")
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """Scores of one label on one store.
-
-    Args:
-        scores: a row per control (`""` is the result itself), head, fraction, metric and class, with `value`, `low`,
-            `high` (95%, over patients and seeds), `n_train`, `n_valid` and `n_test` labels, `n_seeds`.
-        n_failed: manifest rows left out because stage one recorded a failure.
-        warning: one line where the manifest's splits share patients, studies or files; blank where they do not.
-    """
-
-    scores: pd.DataFrame
-    label: str
-    n_failed: int
-    warning: str
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One label over the joined rows: classes (n,) float64 with NaN for blank, and where to train and test.
-
-    `of_fraction` holds the training rows of the fractions that the manifest fixes.
-    """
-
-    labels: np.ndarray
-    train: np.ndarray
-    test: np.ndarray
-    n_classes: int
-    draws: np.ndarray
-    of_fraction: dict[float, np.ndarray]
-
-    def labelled(self, fraction: float, seed: int) -> np.ndarray:
-        """Training rows whose labels a fraction may use."""
-        if fraction in self.of_fraction:
-            return self.of_fraction[fraction]
-        return self.train[label_subset(self.labels[self.train], fraction, seed=seed)]
-
-
-@dataclass(frozen=True)
-class _Told:
-    """Training rows that have a text, (m,) ascending, and their standardised text embeddings, (m, d_text)."""
-
-    rows: np.ndarray
-    features: Tensor
 
 
 def probe(
@@ -122,57 +45,271 @@ def probe(
     label: str,
     run_dir: str | Path | None = None,
     text_store: Store | str | Path | None = None,
+    random_store: Store | str | Path | None = None,
+    test_manifest: Manifest | None = None,
+    test_store: Store | str | Path | None = None,
+    labelmap: LabelMap | str | Path | None = None,
     config: ProbeConfig | None = None,
 ) -> ProbeResult:
     """Fits heads on the training split's embeddings and scores them on the test split.
 
-    Features are standardised with the mean and deviation of all training rows. Nothing is chosen on validation or
-    test labels, so `n_valid` is 0.
+    Settings, thresholds and calibration are chosen on validation labels, or on folds of the training labels, never on
+    test labels; features are standardised by training rows.
 
     Args:
-        label: name of the manifest's label set.
+        label: name of a label of the manifest, or of a set of labels.
         run_dir: a run of `train`: its Adaptor is applied; without it the embeddings are probed as they are.
-        text_store: needed for the control `text-as-label`, which is left out without it.
+        text_store: for the control `text-as-label`, which is left out without it.
+        random_store: of the same images through an encoder of random weights, for the control `random-encoder`.
+        test_manifest, test_store: another dataset to score the same heads on, through the same encoder: its split
+            `test`, or all of it where it has no splits.
+        labelmap: how that dataset's labels read as this one's.
 
     Raises:
         ManifestError: no such label, or a split without both classes.
-        FingerprintMismatchError: the Adaptor was trained on another encoder's embeddings.
+        FingerprintMismatchError: the Adaptor, or the other dataset's store, is of another encoder.
     """
     config = config or ProbeConfig()
-    image_store = opened(image_store)
-    device = pick_device(config.device)
-    adaptor = _adaptor_for(image_store, run_dir)
-    texts = opened(text_store) if text_store is not None and "text-as-label" in config.controls else None
-    joined = join(manifest, image_store)
-    task = _task(manifest, joined.rows, label, config)
-    raw = resident(image_store, joined.image_rows, device)
-    settings = {"": raw} if adaptor is None else {"": _adapted(adaptor, raw), "no-adaptor": raw}
-    if adaptor is not None and "untrained-adaptor" in config.controls:
-        settings["untrained-adaptor"] = _adapted(adaptor.untrained(), raw)
-    if "shuffled-labels" in config.controls:
-        settings["shuffled-labels"] = settings[""]
-    told = None
-    if texts is not None:
-        settings["text-as-label"] = raw
-        told = _texts_of_training_rows(manifest, image_store, texts, joined, task, device)
-    rows: list[dict[str, object]] = []
-    n_fits = len(settings) * len(config.heads) * len(config.fractions)
-    with Progress(f"probing {label}", total=n_fits, unit="probe") as progress:
-        for control, features in settings.items():
-            if control and control not in config.controls:
-                continue
-            x = _standardised(features, task.train)
-            for head in config.heads:
-                for fraction in config.fractions:
-                    rows += _scores(control, head, fraction, x, told, task, config)
+    with full_precision:
+        work = _Probe(manifest, opened(image_store), label, run_dir, config)
+        if random_store is not None:
+            work.random_store = opened(random_store)
+        if text_store is not None:
+            work.text_store = opened(text_store)
+        if test_manifest is not None:
+            work.add_external(test_manifest, test_store, labelmap)
+        return work.result()
+
+
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """What a result, or a control of it, learns from; made when its turn comes.
+
+    Args:
+        control: its name, blank for the result itself.
+        features: of the samples of all test sets that it is scored on.
+        budgets: labels.
+        n_tests: how many of the test sets it is scored on.
+    """
+
+    control: str
+    features: Callable[[], Tensor]
+    budgets: Callable[[], Sequence[Budget]]
+    n_tests: int
+
+
+class _Probe:
+    """One call of `probe`."""
+
+    def __init__(
+        self, manifest: Manifest, store: Store, label: str, run_dir: str | Path | None, config: ProbeConfig
+    ) -> None:
+        self.config, self.manifest, self.store, self.label = config, manifest, store, label
+        self.device = pick_device(config.device)
+        self.adaptor = None if run_dir is None else _adaptor_for(store, run_dir)
+        self.random_store: Store | None = None
+        self.text_store: Store | None = None
+        if config.as_published and self.adaptor is None:
+            raise SettingsError("as_published is a way to apply an Adaptor, and there is none: name a run directory")
+        self.target = Target.of(manifest, label)
+        self.join = join(manifest, store)
+        self.samples = Samples.of(manifest, self.join.rows, self.target, config)
+        self.budgets = budgets(manifest, self.samples, self.target, config)
+        self.train = self.samples.in_split("train")
+        test = self.samples.in_split("test")
+        self.asked = [test[self.target.known(self.samples.values[test])]]
+        self.tests = [self._test_set(INTERNAL, self.samples, self.asked[0], manifest)]
+        self.raw = [resident(store, self.join.image_rows, self.device)]
+        self.sets = [self.samples]
+        self.tables = Tables(self.target, config)
+
+    def add_external(
+        self, manifest: Manifest, store: Store | str | Path | None, labelmap: LabelMap | str | Path | None
+    ) -> None:
+        """Another dataset to be scored on."""
+        if store is None:
+            raise SettingsError(f"{manifest.name}: a test manifest and no store of its images; name it as test_store")
+        store = opened(store)
+        if store.encoder_fingerprint != self.store.encoder_fingerprint:
+            raise FingerprintMismatchError(
+                f"{store.path}: of another encoder ({store.encoder_fingerprint[:12]}...) than {self.store.path} "
+                f"({self.store.encoder_fingerprint[:12]}...); extract {manifest.name} with the same one"
+            )
+        if labelmap is not None:
+            manifest = (labelmap if isinstance(labelmap, LabelMap) else LabelMap.read(labelmap)).apply(manifest)
+        manifest = _with_labels(manifest, self.target)
+        joined = join(manifest, store)
+        has_splits = bool(manifest.in_split("test").any())
+        samples = Samples.of(manifest, joined.rows, self.target, self.config, splits=has_splits)
+        test = samples.in_split("test")
+        chosen = test[self.target.known(samples.values[test])]
+        if not len(chosen):
+            raise ManifestError(f"{manifest.name}: no test row has label {self.label!r}; name a label map, or another")
+        self.asked.append(len(self.samples) + chosen)
+        self.tests.append(self._test_set(EXTERNAL, samples, chosen, manifest))
+        self.raw.append(resident(store, joined.image_rows, self.device))
+        self.sets.append(samples)
+
+    def result(self) -> ProbeResult:
+        """Fits and scores everything."""
+        settings = self._settings()
+        of_result: dict[object, tuple[Said, Scored]] = {}
+        with Progress(f"probing {self.label}", total=len(settings) * len(self.config.heads), unit="probe") as progress:
+            for setting in settings:
+                features, some = setting.features(), setting.budgets()
+                for head in self.config.heads:
+                    self._score(setting, features, some, head, of_result)
                     progress.advance()
-    warning = leak_warning(manifest, input_digests(image_store))
-    return ProbeResult(pd.DataFrame(rows), label, joined.n_failed, warning)
+        warning = leak_warning(self.manifest, input_digests(self.store))
+        return self.tables.result(n_failed=self.join.n_failed, warning=warning)
+
+    def _test_set(self, name: str, samples: Samples, chosen: np.ndarray, manifest: Manifest) -> HeldOut:
+        units = samples.units(chosen, self.target, manifest.name)
+        return HeldOut(name, units, PatientDraws(units.groups, self.config.n_draws, seed=0))
+
+    def _settings(self) -> list[_Setting]:
+        """The result, then each control that is asked for and whose needs are met."""
+        everywhere = len(self.tests)
+
+        def own() -> Sequence[Budget]:
+            return self.budgets
+
+        def result() -> Tensor:
+            return self._of_samples(self.raw if adaptor is None else [_adapted(adaptor, x) for x in self.raw])
+
+        def raw() -> Tensor:
+            return self._of_samples(self.raw)
+
+        adaptor, controls = self.adaptor, []
+        if adaptor is not None:
+            controls.append(_Setting("no-adaptor", raw, own, everywhere))
+            fresh = adaptor.untrained()
+            controls.append(
+                _Setting(
+                    "untrained-adaptor",
+                    lambda: self._of_samples([_adapted(fresh, x) for x in self.raw]),
+                    own,
+                    everywhere,
+                )
+            )
+        if self.random_store is not None:
+            controls.append(_Setting("random-encoder", self._of_random_encoder, own, 1))
+        controls.append(
+            _Setting("shuffled-labels", result, lambda: [shuffled(budget) for budget in self.budgets], everywhere)
+        )
+        metadata = metadata_features(pd.concat([s.frame for s in self.sets], ignore_index=True), self.train)
+        if metadata is not None:
+            of_metadata = torch.from_numpy(metadata)
+            controls.append(_Setting("metadata-only", lambda: of_metadata.to(self.device), own, everywhere))
+        texts = self._texts()
+        if texts:
+            controls.append(_Setting("text-as-label", raw, lambda: self._told_by(texts), everywhere))
+        chosen = [setting for setting in controls if setting.control in self.config.controls]
+        if self.config.as_published:
+            chosen.append(_Setting("as-published", result, own, everywhere))
+        return [_Setting("", result, own, everywhere), *chosen]
+
+    def _of_samples(self, rows: Sequence[Tensor]) -> Tensor:
+        return torch.cat([samples.features(x) for samples, x in zip(self.sets, rows, strict=True)])
+
+    def _of_random_encoder(self) -> Tensor:
+        assert self.random_store is not None
+        joined = join(self.manifest, self.random_store)
+        if not np.array_equal(joined.rows, self.join.rows):
+            raise ManifestError(
+                f"{self.random_store.path}: holds other images than {self.store.path}; extract both of one manifest"
+            )
+        return self.samples.features(resident(self.random_store, joined.image_rows, self.device))
+
+    def _texts(self) -> dict[int, int]:
+        """The row of the text store that tells of each training sample, where one does."""
+        if self.text_store is None or "text-as-label" not in self.config.controls:
+            return {}
+        pairs = join(self.manifest, self.store, self.text_store)
+        assert pairs.text_rows is not None  # a text store was given
+        row_of = dict(zip(self.manifest.frame["id"].to_numpy()[pairs.rows], pairs.text_rows.tolist(), strict=True))
+        ids = self.samples.frame["id"].to_numpy()
+        return {s: row_of[ids[s]] for s in self.train.tolist() if ids[s] in row_of}
+
+    def _told_by(self, texts: Mapping[int, int]) -> list[Budget]:
+        assert self.text_store is not None  # texts come from there
+        used = np.unique(np.fromiter(texts.values(), np.int64))
+        x = _standardised(resident(self.text_store, used, "cpu"), np.arange(len(used))).numpy()
+        at = dict(zip(texts, np.searchsorted(used, np.fromiter(texts.values(), np.int64)).tolist(), strict=True))
+        weight = self.config.class_weight
+        return [told_by_text(budget, self.samples, at, x, self.target, weight) for budget in self.budgets]
+
+    def _score(
+        self,
+        setting: _Setting,
+        features: Tensor,
+        some: Sequence[Budget],
+        head: str,
+        of_result: dict[object, tuple[Said, Scored]],
+    ) -> None:
+        """All budgets of one setting and head."""
+        asked = np.concatenate(self.asked[: setting.n_tests])
+        if setting.control == "as-published":  # what an image's features are depends on the labels that are used
+            found = [self._answers(self._across_batches(features, b), head, [b], asked)[0] for b in some]
+        else:
+            found = self._answers(features, head, some, asked)
+        ends = np.cumsum([len(a) for a in self.asked[: setting.n_tests]])[:-1]
+        for amount, members in groupby(zip(some, found, strict=True), key=lambda pair: pair[0].amount):
+            runs = list(members)
+            chosen = [ChosenOn.of(a, self.samples, self.target, self.config.pool) for _, a in runs]
+            parts = [np.split(a.logits, ends) for _, a in runs]
+            names = self._names(setting.control, head, [b for b, _ in runs])
+            scored: list[Scored] = []
+            for k, test in enumerate(self.tests[: setting.n_tests]):
+                of_test = [replace(a, logits=part[k]) for (_, a), part in zip(runs, parts, strict=True)]
+                told = said(of_test, chosen, test.units, self.target, self.config.pool)
+                scored.append(score(told, test.units.values, self.target, test.draws))
+                self.tables.add_scores(names | {"n_test": test.n_known}, test.name, scored[-1])
+                key = (test.name, head, amount)
+                if not setting.control:
+                    of_result[key] = told, scored[-1]
+                    self.tables.add_details(names, test, told, chosen, runs)
+                elif setting.control != "as-published":
+                    self.tables.add_gains(names, test, of_result[key], (told, scored[-1]))
+            if len(scored) > 1:
+                self.tables.add_difference(names, *scored)
+
+    def _answers(self, x: Tensor, head: str, some: Sequence[Budget], asked: np.ndarray) -> list[Answer]:
+        if self.config.standardise and head != "knn":
+            x = _standardised(x, self.train)
+        return answers(head, x, some, asked, target=self.target, config=self.config)
+
+    @torch.inference_mode()
+    def _across_batches(self, x: Tensor, budget: Budget) -> Tensor:
+        """The Adaptor's outputs as the published code has them: each image attends to those of its batch."""
+        assert self.adaptor is not None
+        raw, size = self._of_samples(self.raw), self.config.head.batch_size
+        of_train = np.random.default_rng(budget.seed).permutation(budget.rows)
+        found = x.clone()
+        for rows in (of_train, budget.valid, *self.asked):
+            for part in torch.from_numpy(rows).to(x.device).split(size):
+                if len(part):
+                    found[part] = self.adaptor.encode_image(raw[part].unsqueeze(0)).squeeze(0)
+        return found
+
+    def _names(self, control: str, head: str, some: Sequence[Budget]) -> Row:
+        return {
+            "control": control,
+            "head": head,
+            "fraction": some[0].fraction,
+            "shots": some[0].shots,
+            "n_train": max(len(self._own(b)) for b in some),
+            "n_valid": max(len(b.valid) for b in some),
+            "n_seeds": len(some),
+            "choice": "+".join(sorted({b.choice for b in some})),
+        }
+
+    def _own(self, budget: Budget) -> np.ndarray:
+        """Rows whose true labels a budget uses: under `text-as-label` these are not all of its rows."""
+        return next(b.rows for b in self.budgets if (b.amount, b.seed) == (budget.amount, budget.seed))
 
 
-def _adaptor_for(store: Store, run_dir: str | Path | None) -> Adaptor | None:
-    if run_dir is None:
-        return None
+def _adaptor_for(store: Store, run_dir: str | Path) -> Adaptor:
     adaptor = read_adaptor(run_dir)
     adaptor.check_encoder(store, run_dir)
     if adaptor.encoders["image"].get("features") == "tokens":
@@ -180,130 +317,28 @@ def _adaptor_for(store: Store, run_dir: str | Path | None) -> Adaptor | None:
     return adaptor
 
 
-def _task(manifest: Manifest, rows: np.ndarray, label: str, config: ProbeConfig) -> _Task:
-    labels = manifest.label(label)[rows]
-    known = ~np.isnan(labels)
-    train = np.flatnonzero(manifest.in_split("train")[rows])
-    test = np.flatnonzero(manifest.in_split("test")[rows] & known)
-    for split, chosen in (("train", train[known[train]]), ("test", test)):
-        classes = np.unique(labels[chosen])
-        if len(classes) < 2:
-            raise ManifestError(
-                f"{manifest.name}: label {label!r} has classes {classes.tolist()} in split {split!r}, expected at "
-                "least two; choose another label or other splits, or try failed inputs again with "
-                "'embedcache extract --retry-failed'"
-            )
-    return _Task(
-        labels,
-        train,
-        test,
-        n_classes=int(labels[known].max()) + 1,
-        draws=patient_draws(manifest.groups()[rows[test]], config.n_draws, seed=0),
-        of_fraction=_of_fractions(manifest, rows, train[known[train]], label, config),
-    )
-
-
-def _of_fractions(
-    manifest: Manifest, rows: np.ndarray, train: np.ndarray, label: str, config: ProbeConfig
-) -> dict[float, np.ndarray]:
-    if config.subsets == "drawn":
-        return {}
-    found = {f: train[manifest.in_fraction(f)[rows[train]]] for f in config.fractions}
-    for fraction, chosen in found.items():
-        if len(np.unique(manifest.label(label)[rows[chosen]])) < 2:
-            raise ManifestError(
-                f"{manifest.name}: its column 'fraction' gives {fraction:g} of the labels {len(chosen)} rows of label "
-                f"{label!r} and not two classes; use subsets 'drawn'"
-            )
-    return found
-
-
-def _scores(
-    control: str,
-    head: str,
-    fraction: float,
-    x: Tensor,
-    told: _Told | None,
-    task: _Task,
-    config: ProbeConfig,
-) -> Iterator[dict[str, object]]:
-    """One control, head and fraction over all seeds: a row for each metric and class."""
-    probabilities, n_train = [], 0
-    for seed in range(config.n_seeds):
-        chosen = task.labelled(fraction, seed)
-        y = task.labels[chosen].astype(np.int64)
-        n_train = len(chosen)
-        if control == "shuffled-labels":
-            y = np.random.default_rng(seed).permutation(y)
-        if control == "text-as-label":
-            assert told is not None  # the control runs only with a text store
-            chosen, y = _labels_from_text(chosen, y, told, task, config, seed)
-        fitted = fit_predict(
-            head,
-            x[chosen],
-            torch.from_numpy(y).to(x.device),
-            x[task.test],
-            n_classes=task.n_classes,
-            config=config.head,
-            seed=seed,
-        )
-        probabilities.append(fitted.numpy())
-    counts = {"n_train": n_train, "n_valid": 0, "n_test": len(task.test), "n_seeds": config.n_seeds}
-    for metric, class_name, interval in _metrics(task, probabilities):
-        yield {
-            "control": control, "head": head, "fraction": fraction, "metric": metric, "class": class_name,
-            **asdict(interval), **counts,
-        }  # fmt: skip
-
-
-def _texts_of_training_rows(
-    manifest: Manifest, image_store: Store, texts: Store, joined: Join, task: _Task, device: str
-) -> _Told:
-    pairs = join(manifest, image_store, texts)
-    assert pairs.text_rows is not None  # a text store was given
-    positions = np.searchsorted(joined.rows, pairs.rows)  # both ascend, and every pair is among the images
-    in_train = np.isin(positions, task.train)
-    features = resident(texts, pairs.text_rows[in_train], device)
-    return _Told(positions[in_train], _standardised(features, np.arange(len(features))))
-
-
-def _labels_from_text(
-    chosen: np.ndarray, y: np.ndarray, told: _Told, task: _Task, config: ProbeConfig, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Every training row that has a text, labelled by a linear head that learnt from the chosen rows' texts."""
-    true = dict(zip(chosen.tolist(), y.tolist(), strict=True))
-    known = np.flatnonzero(np.isin(told.rows, chosen))
-    guessed = fit_predict(
-        "linear",
-        told.features[known],
-        torch.tensor([true[row] for row in told.rows[known].tolist()]).to(told.features.device),
-        told.features,
-        n_classes=task.n_classes,
-        config=config.head,
-        seed=seed,
-    )
-    labels = guessed.argmax(dim=1).numpy()
-    return told.rows, np.array([true.get(row, guess) for row, guess in zip(told.rows.tolist(), labels, strict=True)])
-
-
-def _metrics(task: _Task, probabilities: list[np.ndarray]) -> Iterator[tuple[str, str, Interval]]:
-    labels = task.labels[task.test].astype(np.int64)
-    predicted = [p.argmax(axis=1) for p in probabilities]
-    yield "accuracy", "", bootstrap(accuracy, labels, predicted, task.draws, seed=0)
-    for c in [1] if task.n_classes == 2 else range(task.n_classes):
-        name = "" if task.n_classes == 2 else str(c)
-        one_vs_rest, scores = (labels == c).astype(np.int64), [p[:, c] for p in probabilities]
-        yield "auroc", name, bootstrap(auroc, one_vs_rest, scores, task.draws, seed=0)
-        yield "average_precision", name, bootstrap(average_precision, one_vs_rest, scores, task.draws, seed=0)
-
-
 @torch.inference_mode()
 def _adapted(adaptor: Adaptor, image: Tensor) -> Tensor:
-    """The Adaptor's output for every row, computed once, (n, p)."""
+    """The Adaptor's output for every row, computed once, (r, p)."""
     adaptor = adaptor.to(image.device).eval()
     return torch.cat([adaptor.encode_image(part) for part in image.split(_CHUNK)]).clone()
 
 
 def _standardised(features: Tensor, train: np.ndarray) -> Tensor:
-    deviation, mean = torch.std_mean(features[train], dim=0)
+    deviation, mean = torch.std_mean(features[torch.from_numpy(train).to(features.device)], dim=0)
     return (features - mean) / deviation.clamp_min(1e-6)
+
+
+def _with_labels(manifest: Manifest, target: Target) -> Manifest:
+    """With a blank column for each label of the target that the manifest lacks, if it has any.
+
+    Raises:
+        ManifestError: it has none of them.
+    """
+    absent = [label for label in target.labels if label not in manifest.labels]
+    if len(absent) == len(target.labels):
+        raise ManifestError(
+            f"{manifest.name}: has none of the labels {', '.join(target.labels)}; it has "
+            f"{', '.join(manifest.labels) or 'none'}; name a label map"
+        )
+    return manifest.with_frame(manifest.frame.assign(**{LABEL_PREFIX + label: np.nan for label in absent}))

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedcache.stage_two.dropout import dropped
 from embedcache.stage_two.inputs import unit
-
-_DRAWS = 2**16  # values that the 16 random bits of an element of a CPU's dropout mask can have
 
 
 class AttentionBlock(nn.Module):
@@ -199,13 +198,3 @@ def mean_token(x: Tensor, mask: Tensor | None) -> Tensor:
         return x.mean(dim=1)
     weight = mask.to(x.dtype)
     return (x * weight.unsqueeze(-1)).sum(dim=1) / weight.sum(dim=1, keepdim=True)
-
-
-def dropped(x: Tensor, p: float) -> Tensor:
-    """Dropout. On a CPU its mask takes 16 random bits an element, in which `p` is rounded, and a third of the time."""
-    if not p or x.device.type != "cpu":
-        return F.dropout(x, p)
-    n, least = x.numel(), round(p * _DRAWS)
-    drawn = torch.randint(-(2**63), 2**63 - 1, (-(-n // 4),), dtype=torch.int64)
-    kept = drawn.view(torch.int16)[:n].view(x.shape) >= least - _DRAWS // 2
-    return x * kept.to(x.dtype).mul_(_DRAWS / (_DRAWS - least))

@@ -46,7 +46,7 @@ def test_the_whole_way_by_hand(make_manifest, checkpoints: Path, tmp_path: Path)
     assert "training pairs" in done.output
     done = call("probe", tmp_path / "m.parquet", image, "--label", "opacity", "--run-dir", run, "--json")
     assert {"control", "head", "fraction", "metric", "value", "low", "high", "n_train"} <= set(
-        json.loads(done.stdout)[0]
+        json.loads(done.stdout)["scores"][0]
     )
     facts = json.loads(call("info", image, "--json").stdout)
     assert (facts["rows"], facts["failed"], facts["dim"]) == (39, 1, 96)

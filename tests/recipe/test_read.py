@@ -75,7 +75,7 @@ train:
 probe:
   n_seeds: 0
   fractions: [0.1, 2.0]
-  head: {steps: 0}
+  head: {min_steps: -1}
 lables: [opacity]
 """
     message = refusal(tmp_path, wrong)
@@ -92,7 +92,7 @@ lables: [opacity]
         "line 16: train.batch_size: input should be greater than or equal to 2, found 1",
         "line 18: probe.n_seeds: input should be greater than or equal to 1, found 0",
         "line 19: probe.fractions.1: input should be less than or equal to 1, found 2.0",
-        "line 20: probe.head.steps: input should be greater than or equal to 1, found 0",
+        "line 20: probe.head.min_steps: input should be greater than or equal to 0, found -1",
         "line 21: lables: unknown field, did you mean 'labels'?",
     ]
     for line, start in zip(lines, expected, strict=True):
@@ -100,10 +100,10 @@ lables: [opacity]
 
 
 def test_settings_are_checked_by_the_rooms_that_use_them(tmp_path: Path) -> None:
-    message = refusal(tmp_path, GOOD, "train.n_heads=7", "probe.heads=[knn]")
+    message = refusal(tmp_path, GOOD, "train.n_heads=7", "probe.heads=[svm]")
     assert "--set train.n_heads" in message or "line 11: train" in message
     assert "must be divisible by n_heads (7)" in message
-    assert "unknown heads knn; expected some of linear, mlp" in message
+    assert "unknown heads svm; expected some of linear, mlp, logistic, knn" in message
 
 
 @pytest.mark.parametrize(

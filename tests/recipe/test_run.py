@@ -14,9 +14,10 @@ import embedcache
 from embedcache.cli import main
 from embedcache.errors import ManifestError, RecipeError
 from embedcache.recipe.read import read_recipe
-from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe, score_table
+from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe
 from embedcache.recipe.run import make_manifest as make_manifest_of
 from embedcache.recipe.schema import Recipe, SplitSection, TableData
+from embedcache.report.score_text import score_table
 
 SMALL = """\
 name: small
@@ -33,7 +34,7 @@ encoders:
     bert: {{tiny: tiny-bert}}
 train: {{epochs: 2, batch_size: 32, projection_dim: 24, ff_dim: 32}}
 labels: [effusion]
-probe: {{n_seeds: 1, n_draws: 50, fractions: [0.1, 1.0], head: {{steps: 5}}}}
+probe: {{n_seeds: 1, n_draws: 50, fractions: [0.1, 1.0], head: {{epochs: 1, min_steps: 5}}}}
 """
 
 
@@ -52,7 +53,7 @@ def test_both_stages_from_one_recipe(recipe: Recipe, tmp_path: Path) -> None:
     assert [r.n_embedded for r in result.reports] == [80, 80, 80]
     assert set(result.scores["image"]) == {"vit", "again"}
     assert set(result.scores["control"]) == {
-        "", "no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label"
+        "", "no-adaptor", "untrained-adaptor", "shuffled-labels", "metadata-only", "text-as-label"
     }  # fmt: skip
     for name in ("vit", "again", "bert"):
         assert embedcache.verify_store(recipe.cache / name) == []
@@ -65,8 +66,11 @@ def test_both_stages_from_one_recipe(recipe: Recipe, tmp_path: Path) -> None:
     assert len(saved) == len(result.scores)
     table = score_table(result.scores)
     assert "auroc of effusion" in table
-    assert "with Adaptor" in table
     assert table.count("text-as-label") == 4
+    for name in ("gains", "calibration", "subgroups"):
+        assert set(pd.read_csv(tmp_path / "run" / f"{name}.csv")["image"]) == {"vit", "again"}
+    predictions = pd.read_parquet(tmp_path / "run" / "vit+bert" / "probes" / "effusion" / "predictions.parquet")
+    assert len(predictions) == result.scores["n_test"].iloc[0] * 2 * 2  # heads, fractions
     again = run_recipe(recipe, run_dir=tmp_path / "again")
     assert [(r.n_embedded, r.n_present) for r in again.reports] == [(0, 80)] * 3
     pd.testing.assert_frame_equal(again.scores, result.scores)
@@ -127,7 +131,7 @@ encoders:
   text: {{bert: {{source: "hf:{checkpoints}/bert"}}}}
 train: {{epochs: 1, batch_size: 8, projection_dim: 24, ff_dim: 32}}
 labels: [opacity]
-probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], head: {{steps: 100}}}}
+probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], head: {{min_steps: 100}}}}
 """
     )
     result = run_recipe(read_recipe(path), run_dir=tmp_path / "run")
@@ -157,7 +161,7 @@ encoders:
   text: {{bert: {{source: "hf:{checkpoints}/bert"}}}}
 train: {{epochs: 1, batch_size: 8, projection_dim: 24, ff_dim: 32}}
 labels: [normal]
-probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], subsets: manifest, head: {{steps: 100}}}}
+probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], subsets: manifest, head: {{min_steps: 100}}}}
 """
     )
     lines: list[str] = []

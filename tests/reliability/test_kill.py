@@ -49,7 +49,7 @@ def test_killed_at_every_call(tmp_path: Path, reference: Path, every: int) -> No
             resume_and_compare(store, reference)
 
 
-@pytest.mark.parametrize("n_kills", [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [15, pytest.param(1000, marks=pytest.mark.slow)])
 def test_killed_at_random_instants(tmp_path: Path, n_kills: int) -> None:
     """Of a longer extraction, each kill in a store of its own; half of them aimed into a call of the protocol."""
     manifest = dataset(60)

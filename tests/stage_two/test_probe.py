@@ -6,20 +6,38 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 import embedcache
 from embedcache import Manifest, ProbeConfig, TrainConfig
+from embedcache.data.labelmap import LabelMap
+from embedcache.data.labels import LabelSet
 from embedcache.errors import FingerprintMismatchError, ManifestError
-from embedcache.stage_two.heads import HeadConfig, build_head, fit_predict
+from embedcache.stage_two.heads import HeadConfig
+from embedcache.stage_two.probe_tables import ProbeResult
 
-QUICK = ProbeConfig(n_seeds=2, n_draws=200, head=HeadConfig(steps=60, lr=1e-2))
+FEW_STEPS = HeadConfig(epochs=1, min_steps=20)
+QUICK = ProbeConfig(n_seeds=2, n_draws=200, head=HeadConfig(epochs=1, min_steps=60, lr=1e-2))
+ONE = replace(QUICK, n_seeds=1, n_draws=100, heads=("logistic",), fractions=(1.0,), controls=())
+
+
+def with_people(world) -> Manifest:
+    """Its manifest with a sex, an age, a view and a site for each patient, which tell nothing of the label."""
+    rng = np.random.default_rng(1)
+    of_patient = rng.integers(0, 8, 200).repeat(2)
+    return world.manifest.with_frame(
+        world.manifest.frame.assign(
+            sex=np.where(of_patient % 2, "F", "M"),
+            age=rng.integers(20, 95, 200).repeat(2),
+            view=np.where(of_patient // 2 % 2, "AP", "PA"),
+            site=np.where(of_patient // 4, "north", "south"),
+        )
+    )
 
 
 def score(table: pd.DataFrame, **where: object) -> pd.Series:
-    where = {"metric": "auroc", "head": "linear", "fraction": 1.0, "control": "", **where}
+    where = {"metric": "auroc", "head": "linear", "fraction": 1.0, "control": "", "test": "internal", **where}
     found = table[np.logical_and.reduce([table[k] == v for k, v in where.items()])]
     assert len(found) == 1
     return found.iloc[0]
@@ -36,8 +54,9 @@ def test_embeddings_alone(world) -> None:
     result = embedcache.probe(world.manifest, world.image, label="y", config=QUICK)
     assert set(result.scores["control"]) == {"", "shuffled-labels"}
     full = score(result.scores)
-    assert (full["n_train"], full["n_valid"], full["n_test"], full["n_seeds"]) == (240, 0, 80, 2)
-    assert full["low"] < full["value"] < full["high"]
+    assert (full["n_train"], full["n_valid"], full["n_test"], full["n_seeds"]) == (240, 80, 80, 2)
+    assert full["low"] <= full["patients_low"] + 0.02 < full["value"] < full["patients_high"] <= full["high"] + 0.02
+    assert full["seeds_low"] <= full["value"] <= full["seeds_high"]
     train, test = world.manifest.in_split("train"), world.manifest.in_split("test")
     y = world.manifest.label("y")
     reference = LogisticRegression().fit(world.values[train], y[train]).decision_function(world.values[test])
@@ -53,7 +72,7 @@ def test_all_controls_stand_beside_the_adaptor(world, run_dir: Path) -> None:
     assert list(table["control"].unique()) == [
         "", "no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label"
     ]  # fmt: skip
-    assert len(table) == 5 * 2 * 3 * 3
+    assert len(table) == 5 * 2 * 3 * 7  # controls, heads, fractions, metrics
     few, full = (score(table, control="text-as-label", fraction=f)["value"] for f in (0.01, 1.0))
     assert abs(few - full) < 0.08  # the text tells the label, so four labels are as good as all
     assert score(table, control="no-adaptor", fraction=0.01)["n_train"] == 4
@@ -65,7 +84,7 @@ def test_without_a_text_store_its_control_is_left_out(world, run_dir: Path) -> N
 
 
 def test_controls_can_be_chosen(world, run_dir: Path) -> None:
-    config = ProbeConfig(n_seeds=1, n_draws=20, controls=(), head=HeadConfig(steps=5), heads=("linear",))
+    config = ProbeConfig(n_seeds=1, n_draws=20, controls=(), head=FEW_STEPS, heads=("linear",))
     result = embedcache.probe(world.manifest, world.image, label="y", run_dir=run_dir, config=config)
     assert set(result.scores["control"]) == {""}
 
@@ -81,7 +100,7 @@ def test_test_labels_and_blank_labels_choose_nothing(world, tmp_path: Path) -> N
     test = world.manifest.in_split("test")
     flipped = frame.copy()
     flipped.loc[test, "label.y"] = 1 - flipped.loc[test, "label.y"]
-    config = ProbeConfig(n_seeds=1, n_draws=20, controls=(), head=HeadConfig(steps=40))
+    config = ProbeConfig(n_seeds=1, n_draws=20, controls=(), head=FEW_STEPS)
     first, second = (
         score(embedcache.probe(Manifest(f, name="m", root="."), world.image, label="y", config=config).scores)
         for f in (frame, flipped)
@@ -96,14 +115,14 @@ def test_test_labels_and_blank_labels_choose_nothing(world, tmp_path: Path) -> N
 def test_multi_class_labels_are_scored_per_class(world) -> None:
     frame = world.manifest.frame.copy()
     frame["label.three"] = np.arange(400) % 3
-    config = ProbeConfig(n_seeds=1, n_draws=20, heads=("linear",), fractions=(1.0,), head=HeadConfig(steps=20))
+    config = ProbeConfig(n_seeds=1, n_draws=20, heads=("linear",), fractions=(1.0,), head=FEW_STEPS)
     table = embedcache.probe(Manifest(frame, name="m", root="."), world.image, label="three", config=config).scores
-    assert set(table.loc[table["metric"] == "auroc", "class"]) == {"0", "1", "2"}
-    assert len(table[(table["metric"] == "accuracy") & (table["control"] == "")]) == 1
+    assert set(table.loc[table["metric"] == "auroc", "class"]) == {"0", "1", "2", "macro"}
+    assert len(table[(table["metric"] == "accuracy") & (table["control"] == "") & (table["class"] == "")]) == 1
 
 
 def test_leaks_of_the_manifest_are_warned_of(world) -> None:
-    config = ProbeConfig(n_seeds=1, n_draws=20, heads=("linear",), fractions=(1.0,), head=HeadConfig(steps=5))
+    config = ProbeConfig(n_seeds=1, n_draws=20, heads=("linear",), fractions=(1.0,), head=FEW_STEPS)
     assert embedcache.probe(world.manifest, world.image, label="y", config=config).warning == ""
     frame = world.manifest.frame.copy()
     frame.loc[frame["patient"] == "p4", "split"] = ["train", "test"]
@@ -159,7 +178,7 @@ def test_a_failed_report_takes_no_image_out_of_the_test(world, run_dir: Path, tm
 def test_splits_without_both_classes_are_refused(world) -> None:
     frame = world.manifest.frame.copy()
     frame.loc[world.manifest.in_split("test"), "label.y"] = 1
-    with pytest.raises(ManifestError, match=r"label 'y' has classes \[1\.0\] in split 'test'"):
+    with pytest.raises(ManifestError, match=r"label 'y' has classes 1 in split 'test'"):
         embedcache.probe(Manifest(frame, name="m", root="."), world.image, label="y")
     with pytest.raises(ManifestError, match="no label 'z'; it has y"):
         embedcache.probe(world.manifest, world.image, label="z")
@@ -168,7 +187,7 @@ def test_splits_without_both_classes_are_refused(world) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"heads": ("knn",)}, "unknown heads knn; expected some of linear, mlp"),
+        ({"heads": ("svm",)}, "unknown heads svm; expected some of linear, mlp, logistic, knn"),
         ({"controls": ("magic",)}, "unknown controls magic"),
         ({"fractions": (0.0,)}, "above 0 and at most 1"),
         ({"n_seeds": 0}, "n_seeds is 0, expected at least 1"),
@@ -181,24 +200,276 @@ def test_wrong_settings(fields: dict, message: str) -> None:
         ProbeConfig(**fields)
 
 
-# heads
+# what a reviewer asks
 
 
-def test_heads_have_their_stated_shape() -> None:
-    x = torch.randn(6, 10)
-    assert build_head("linear", 10, 3)(x).shape == (6, 3)
-    mlp = build_head("mlp", 10, 3)
-    assert mlp(x).shape == (6, 3)
-    assert sum(p.numel() for p in mlp.parameters()) == 10 * 512 + 512 + 2 * 512 + 512 * 3 + 3
-    with pytest.raises(ValueError, match="expected one of linear, mlp"):
-        build_head("knn", 10, 3)
+def test_each_head_says_how_it_was_chosen_and_by_how_many_labels(world) -> None:
+    config = replace(QUICK, heads=("linear", "mlp", "logistic", "knn"), controls=())
+    table = embedcache.probe(world.manifest, world.image, label="y", config=config).scores
+    auroc = table[table["metric"] == "auroc"]
+    assert set(zip(auroc["fraction"], auroc["n_train"], auroc["n_valid"], auroc["choice"], strict=True)) == {
+        (0.01, 4, 0, "fixed"), (0.1, 24, 0, "folds"), (1.0, 240, 80, "valid")
+    }  # fmt: skip
+    full = replace(config, valid_labels="full", heads=("knn",))
+    generous = embedcache.probe(world.manifest, world.image, label="y", config=full).scores
+    assert set(generous["n_valid"]) == {80}
+    for head in config.heads:
+        assert score(table, head=head)["value"] > 0.9
 
 
-@pytest.mark.parametrize("n", [4, 40, 200])
-def test_probabilities_sum_to_one_whatever_the_batch(n: int) -> None:
-    torch.manual_seed(0)
-    x, y = torch.randn(n, 5), torch.arange(n) % 2
-    config = HeadConfig(steps=10, batch_size=32)
-    for kind in ("linear", "mlp"):
-        got = fit_predict(kind, x, y, torch.randn(7, 5), n_classes=2, config=config, seed=0)
-        torch.testing.assert_close(got.sum(1), torch.ones(7))
+def test_no_test_label_reaches_a_choice(world) -> None:
+    """Canary: turned test labels turn the scores; probabilities, thresholds and calibration stay to the bit."""
+    frame = with_people(world).frame
+    turned = frame.assign(**{"label.y": frame["label.y"].where(~world.manifest.in_split("test"), 1 - frame["label.y"])})
+    config = replace(QUICK, heads=("mlp", "logistic", "knn"), controls=())
+    before, after = (
+        embedcache.probe(world.manifest.with_frame(f), world.image, label="y", config=config) for f in (frame, turned)
+    )
+    same = ["id", "head", "fraction", "seed", "probability", "threshold", "calibrated", "setting"]
+    pd.testing.assert_frame_equal(before.predictions[same], after.predictions[same])
+    assert score(before.scores, head="knn")["value"] == pytest.approx(1 - score(after.scores, head="knn")["value"])
+
+
+def test_features_of_test_rows_do_not_scale_those_of_training(world, tmp_path: Path) -> None:
+    """Canary: other test images change no fitted head, so the first test image's probability stays."""
+    test = np.flatnonzero(world.manifest.in_split("test"))
+    values = world.values.copy()
+    values[test[1:]] *= 100
+    other = embedcache.save_store(tmp_path / "other", world.image.ids, values, store_dtype="float32")
+    first, second = (
+        embedcache.probe(world.manifest, store, label="y", config=ONE).predictions.iloc[0]
+        for store in (world.image, other)
+    )
+    assert first["id"] == second["id"] == world.image.ids[test[0]]
+    assert first["probability"] == pytest.approx(second["probability"], abs=1e-6)
+
+
+def test_wrong_training_labels_cost_score_and_shuffled_ones_give_chance(world) -> None:
+    rng = np.random.default_rng(0)
+    config = replace(ONE, controls=("shuffled-labels",), n_seeds=5, heads=("logistic",))
+
+    def of(share: float) -> pd.DataFrame:
+        frame = world.manifest.frame.copy()
+        wrong = ~world.manifest.in_split("test") & (rng.random(len(frame)) < share)
+        frame.loc[wrong, "label.y"] = 1 - frame.loc[wrong, "label.y"]
+        return embedcache.probe(world.manifest.with_frame(frame), world.image, label="y", config=config).scores
+
+    clean, noisy = of(0.0), of(0.4)
+    assert score(noisy, head="logistic")["value"] < score(clean, head="logistic")["value"] - 0.05
+    chance = score(clean, head="logistic", control="shuffled-labels")
+    assert chance["low"] < 0.5 < chance["high"]
+
+
+def test_metadata_that_tells_nothing_scores_chance_and_one_that_does_is_seen(world) -> None:
+    config = replace(ONE, controls=("metadata-only",))
+    manifest = with_people(world)
+    blind = score(
+        embedcache.probe(manifest, world.image, label="y", config=config).scores,
+        head="logistic",
+        control="metadata-only",
+    )
+    assert blind["low"] < 0.5 < blind["high"]
+    telling = manifest.with_frame(manifest.frame.assign(source=manifest.frame["label.y"].map({0: "clinic", 1: "ward"})))
+    result = embedcache.probe(telling, world.image, label="y", config=config)
+    assert score(result.scores, head="logistic", control="metadata-only")["value"] == 1
+    own = score(result.scores, head="logistic")["value"]
+    assert result.gains.iloc[0]["value"] == pytest.approx(own - 1)
+    assert result.gains.iloc[0]["method"] == "bootstrap"  # two images a patient
+
+
+def test_gains_are_paired_and_adjusted(world, run_dir: Path) -> None:
+    config = replace(ONE, controls=embedcache.ProbeConfig().controls)
+    alone = world.manifest.with_frame(world.manifest.frame.assign(patient=world.manifest.frame["id"]))
+    gains = embedcache.probe(alone, world.image, label="y", run_dir=run_dir, text_store=world.text, config=config).gains
+    assert set(gains["control"]) == {"no-adaptor", "untrained-adaptor", "shuffled-labels", "text-as-label"}
+    assert set(gains["method"]) == {"delong"}
+    assert (gains["p_holm"] >= gains["p_value"]).all()
+    over_chance = gains[gains["control"] == "shuffled-labels"].iloc[0]
+    assert over_chance["low"] > 0
+    assert over_chance["p_holm"] < 0.01
+
+
+def test_a_random_encoder_stands_beside(world, tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).normal(size=(400, 8)).astype(np.float32)
+    store = embedcache.save_store(tmp_path / "noise", world.image.ids, noise)
+    config = replace(ONE, controls=("random-encoder",))
+    result = embedcache.probe(world.manifest, world.image, label="y", random_store=store, config=config)
+    assert abs(score(result.scores, head="logistic", control="random-encoder")["value"] - 0.5) < 0.15
+    fewer = embedcache.save_store(tmp_path / "fewer", world.image.ids[:300], noise[:300])
+    some = world.manifest.with_frame(world.manifest.frame)
+    with pytest.raises(embedcache.EmbedCacheError, match="neither embedded nor recorded as failed"):
+        embedcache.probe(some, world.image, label="y", random_store=fewer, config=config)
+
+
+def test_subgroups_are_scored_counted_and_suppressed(world) -> None:
+    table = embedcache.probe(with_people(world), world.image, label="y", config=ONE).subgroups
+    assert set(table["attribute"]) == {"sex", "age", "view", "site", "sex x age"}
+    of_sex = table[(table["attribute"] == "sex") & table["n"].notna()]
+    assert of_sex["n"].sum() == 80
+    assert (of_sex.loc[~of_sex["suppressed"], "auroc_low"] <= of_sex.loc[~of_sex["suppressed"], "auroc"]).all()
+    small = table[table["n_positive"] < 20]
+    assert len(small)
+    assert small["suppressed"].all()
+    assert small["auroc"].isna().all()
+    gaps = table[table["group"].str.startswith("largest gap")]
+    assert len(gaps)
+    assert (gaps["auroc"] >= 0).all()
+
+
+def test_calibration_is_better_after_it_than_before(world) -> None:
+    manifest = world.manifest
+    wild = replace(
+        ONE, heads=("mlp",), head=HeadConfig(epochs=1, min_steps=400, lr=3e-2, dropout=0.0, weight_decay=0.0)
+    )
+    flipped = manifest.frame.copy()  # labels that nothing can tell make a confident head wrong
+    flip = np.random.default_rng(5).random(len(flipped)) < 0.3
+    flipped.loc[flip, "label.y"] = 1 - flipped.loc[flip, "label.y"]
+    table = embedcache.probe(manifest.with_frame(flipped), world.image, label="y", config=wild).calibration
+    before, after = (table[table["method"] == m].iloc[0] for m in ("none", "platt"))
+    assert after["brier"] < before["brier"]
+    assert abs(after["slope"] - 1) < abs(before["slope"] - 1)
+    assert before["brier_low"] < before["brier"] < before["brier_high"]
+
+
+def test_predictions_stand_by_id_and_give_the_scores(world, tmp_path: Path) -> None:
+    result = embedcache.probe(with_people(world), world.image, label="y", config=replace(ONE, prevalence=0.1))
+    result.write(tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "scores.csv", "gains.csv", "calibration.csv", "subgroups.csv", "predictions.parquet"
+    }  # fmt: skip
+    rows = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    test = world.manifest.frame[world.manifest.in_split("test")]
+    assert sorted(rows["id"]) == sorted(test["id"])
+    truth = test.set_index("id")["label.y"]
+    np.testing.assert_array_equal(rows["label"], truth[rows["id"]])
+    auroc = score(result.scores, head="logistic")["value"]
+    assert roc_auc_score(rows["label"], rows["probability"]) == pytest.approx(auroc)
+    assert rows["at_prevalence"].mean() < rows["calibrated"].mean()
+    called = rows["probability"] >= rows["threshold"]
+    assert called[rows["label"] == 1].mean() == pytest.approx(
+        score(result.scores, head="logistic", metric="sensitivity")["value"]
+    )
+
+
+@pytest.mark.parametrize("pool", ["embedding_mean", "prob_mean", "prob_max"])
+def test_the_unit_is_what_is_counted_and_scored(world, pool: str) -> None:
+    result = embedcache.probe(world.manifest, world.image, label="y", config=replace(ONE, unit="patient", pool=pool))
+    full = score(result.scores, head="logistic")
+    assert full["n_test"] == 40 == len(result.predictions)
+    assert full["n_train"] == (120 if pool == "embedding_mean" else 240)
+    assert set(result.predictions["id"]) == {f"patient:p{k}" for k in range(200) if k % 5 == 4}
+
+
+def test_shots_are_drawn_many_times(world) -> None:
+    config = replace(ONE, fractions=(), shots=(1, 16), n_shot_draws=6, heads=("logistic", "knn"))
+    table = embedcache.probe(world.manifest, world.image, label="y", config=config).scores
+    auroc = table[(table["metric"] == "auroc") & (table["head"] == "logistic")].set_index("shots")
+    assert auroc["n_train"].to_dict() == {1: 2, 16: 32}
+    assert set(auroc["n_seeds"]) == {6}
+    assert auroc.loc[16, "value"] > auroc.loc[1, "value"]
+
+
+def test_several_labels_at_once_with_blanks(world) -> None:
+    frame = world.manifest.frame.copy()
+    rng = np.random.default_rng(2)
+    frame["label.noise"] = rng.integers(0, 2, 400).astype(float)
+    frame.loc[rng.random(400) < 0.3, "label.noise"] = np.nan
+    manifest = world.manifest.with_frame(frame, label_sets=(LabelSet("both", "multi-label", ("y", "noise")),))
+    config = replace(QUICK, heads=("mlp", "logistic", "knn"), fractions=(1.0,), controls=("shuffled-labels",))
+    table = embedcache.probe(manifest, world.image, label="both", config=config).scores
+    for head in config.heads:
+        of_y, of_noise, macro = (score(table, head=head, **{"class": c})["value"] for c in ("y", "noise", "macro"))
+        assert of_y > 0.9
+        assert abs(of_noise - 0.5) < 0.2
+        assert macro == pytest.approx((of_y + of_noise) / 2)
+    alone = embedcache.probe(manifest, world.image, label="y", config=config).scores
+    assert score(alone, head="logistic")["value"] == pytest.approx(
+        score(table, head="logistic", **{"class": "y"})["value"], abs=0.03
+    )
+
+
+def another_dataset(world, tmp_path: Path) -> tuple[Manifest, embedcache.store.store.Store]:
+    """100 images elsewhere, on which the label shows less."""
+    rng = np.random.default_rng(9)
+    test = np.flatnonzero(world.manifest.in_split("test"))[rng.integers(0, 80, 100)]
+    values = world.values[test] + 2 * rng.normal(size=(100, 16)).astype(np.float32)
+    ids = [f"other{k}" for k in range(100)]
+    frame = pd.DataFrame(
+        {"id": ids, "image": ids, "patient": ids, "label.finding": world.manifest.label("y")[test].astype(int)}
+    )
+    record = world.image.encoder
+    store = embedcache.save_store(tmp_path / "elsewhere", ids, values, record=record, store_dtype="float32")
+    return Manifest(frame, name="elsewhere", root=tmp_path), store
+
+
+def test_another_dataset_is_scored_through_a_label_map(world, tmp_path: Path) -> None:
+    manifest, store = another_dataset(world, tmp_path)
+    labelmap = LabelMap("elsewhere", "made", {"finding": ("y", "exact")})
+    other = embedcache.save_store(tmp_path / "other", store.ids, store.embeddings)
+    with pytest.raises(FingerprintMismatchError, match="extract elsewhere with the same one"):
+        embedcache.probe(world.manifest, world.image, label="y", test_manifest=manifest, test_store=other, config=ONE)
+    with pytest.raises(ManifestError, match="has none of the labels y; it has finding; name a label map"):
+        embedcache.probe(world.manifest, world.image, label="y", test_manifest=manifest, test_store=store, config=ONE)
+    result: ProbeResult = embedcache.probe(
+        world.manifest, world.image, label="y", test_manifest=manifest, test_store=store, labelmap=labelmap,
+        config=replace(ONE, controls=("shuffled-labels", "metadata-only")),
+    )  # fmt: skip
+    inside, outside, apart = (
+        score(result.scores, head="logistic", test=t) for t in ("internal", "external", "difference")
+    )
+    assert outside["n_test"] == 100
+    assert outside["value"] < inside["value"] - 0.05
+    assert apart["value"] == pytest.approx(inside["value"] - outside["value"])
+    assert 0 < apart["low"] < apart["value"] < apart["high"]
+    alone = embedcache.probe(world.manifest, world.image, label="y", config=ONE).scores
+    assert score(alone, head="logistic")["value"] == inside["value"]
+    rows = result.predictions[result.predictions["test"] == "external"]
+    assert roc_auc_score(rows["label"], rows["probability"]) == pytest.approx(outside["value"])
+
+
+def test_the_papers_protocol(world, run_dir: Path) -> None:
+    train = np.flatnonzero(world.manifest.in_split("train"))
+    fraction = np.full(400, np.nan)
+    fraction[train], fraction[train[:100]], fraction[train[:20]] = 1.0, 0.1, 0.01
+    manifest = world.manifest.with_frame(world.manifest.frame.assign(fraction=fraction))
+    config = ProbeConfig(protocol="paper-covidx", n_seeds=1, n_draws=50, as_published=True, controls=())
+    assert (config.head.lr, config.head.weight_decay, config.head.batch_size, config.head.patience) == (
+        5e-4,
+        0.05,
+        128,
+        5,
+    )
+    table = embedcache.probe(manifest, world.image, label="y", run_dir=run_dir, config=config).scores
+    auroc = table[table["metric"] == "auroc"]
+    assert dict(zip(auroc["fraction"], auroc["n_train"], strict=True)) == {0.01: 20, 0.1: 100, 1.0: 240}
+    assert set(auroc["n_valid"]) == {80}
+    assert list(auroc["control"].unique()) == ["", "as-published"]
+    own, published = (auroc[auroc["control"] == c]["value"].to_numpy() for c in ("", "as-published"))
+    assert (own != published).any()
+    with pytest.raises(ValueError, match="protocol 'paper-rsna' fixes heads; leave them out, or the protocol"):
+        ProbeConfig(protocol="paper-rsna", heads=("knn",))
+
+
+def test_as_published_an_image_is_scored_by_its_neighbours(world, run_dir: Path) -> None:
+    """Why it is no result: the same image, in a file of other images, gets another probability."""
+    config = replace(ONE, as_published=True, heads=("logistic",))
+    fewer = world.manifest.frame.drop(index=np.flatnonzero(world.manifest.in_split("test"))[1:40])
+    found = {}
+    for control in ("", "as-published"):
+        for name, frame in (("all", world.manifest.frame), ("fewer", fewer)):
+            result = embedcache.probe(
+                world.manifest.with_frame(frame), world.image, label="y", run_dir=run_dir, config=config
+            )
+            table = result.scores
+            found[control, name] = score(table, head="logistic", control=control)["value"]
+    assert found["as-published", "all"] != found["", "all"]
+    with pytest.raises(embedcache.EmbedCacheError, match="as_published is a way to apply an Adaptor"):
+        embedcache.probe(world.manifest, world.image, label="y", config=config)
+
+
+def test_a_head_that_says_the_same_of_everyone_is_undefined_and_told(world, tmp_path: Path) -> None:
+    constant = embedcache.save_store(tmp_path / "c", world.image.ids, np.ones((400, 4), np.float32))
+    result = embedcache.probe(world.manifest, constant, label="y", config=replace(ONE, heads=("logistic",)))
+    full = score(result.scores, head="logistic")
+    assert np.isnan([full["value"], full["low"], full["high"]]).all()
+    assert "says the same of every image for y" in result.notes[0]

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from embedcache.stage_two.adaptor import Adaptor
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.distributed import Group
+from embedcache.stage_two.dropout import dropped
 from embedcache.stage_two.feed import Batch
 from embedcache.stage_two.losses import contrastive_loss
 from embedcache.stage_two.steps import Steps
-from embedcache.stage_two.towers import AttentionBlock, dropped, mean_token
+from embedcache.stage_two.towers import AttentionBlock, mean_token
 
 
 def reference_block(block: AttentionBlock, x: Tensor, query: Tensor, absent: Tensor | None = None) -> Tensor:

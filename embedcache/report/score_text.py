@@ -1,0 +1,156 @@
+"""The tables of probes as plain text: scores beside their controls, gains, calibration, subgroups.
+
+Tables may come from several probes, told apart by columns `label`, `image` and `text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+_WHERE = ("image", "text")
+_HEADINGS = {"image": "image encoder", "text": "text encoder", "control": "setting"}
+_HEADLINES = ("auroc", "accuracy")  # the first that a table has
+
+
+def probe_text(scores: pd.DataFrame, gains: pd.DataFrame, calibration: pd.DataFrame, subgroups: pd.DataFrame) -> str:
+    """All tables: scores and gains by every head, calibration and subgroups by the first one at all labels."""
+    parts = [score_table(scores), gain_table(gains), calibration_table(calibration), subgroup_table(subgroups)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def score_table(scores: pd.DataFrame, *, metric: str | None = None) -> str:
+    """One metric: a row for each encoder, setting and head, a column for each amount of labels.
+
+    Args:
+        metric: AUROC where the table has it, else accuracy.
+    """
+    metric = metric or next(m for m in _HEADLINES if (scores["metric"] == m).any())
+    shown = scores[scores["metric"] == metric]
+    parts = []
+    for (label, test, class_name), table in shown.groupby(["label", "test", "class"], sort=False, dropna=False):
+        where = f"test {_range(table['n_test'])}" if test != "difference" else "internal - external"
+        heading = f"{metric} of {label}" + (f", {class_name}" if class_name else "")
+        heading += "" if test == "internal" else f", {test}"
+        amounts = {
+            _amount(row): f"{_amount(row)} ({_range(of['n_train'])} labels, {_range(of['n_valid'])} to choose by)"
+            for row, of in table.groupby(["fraction", "shots"], sort=False, dropna=False)
+        }
+        rows = [[*_head(table, "control", "head"), *amounts.values()]]
+        for key, group in table.groupby([*_where(table), "control", "head"], sort=False):
+            cells = {_amount((r.fraction, r.shots)): _interval(r.value, r.low, r.high) for r in group.itertuples()}
+            names = [str(part) for part in key]
+            names[-2] = names[-2] or "result"
+            rows.append([*names, *(cells.get(amount, "") for amount in amounts)])
+        parts.append(f"{heading} ({where}, 95% interval over patients and seeds)\n{_aligned(rows)}")
+    return "\n\n".join(parts)
+
+
+def gain_table(gains: pd.DataFrame) -> str:
+    """What the result has over each control, on the same patients; blank without controls."""
+    if gains.empty:
+        return ""
+    parts = []
+    for (label, test), table in gains.groupby(["label", "test"], sort=False):
+        amounts = list(dict.fromkeys(map(_amount, zip(table["fraction"], table["shots"], strict=True))))
+        rows = [[*_head(table, "control", "head"), *amounts]]
+        for key, group in table.groupby([*_where(table), "control", "head"], sort=False):
+            cells = {
+                _amount((r.fraction, r.shots)): f"{r.value:+.3f} [{r.low:+.3f}, {r.high:+.3f}] {_p(r.p_holm)}"
+                for r in group.itertuples()
+            }
+            rows.append([*map(str, key), *(cells.get(amount, "") for amount in amounts)])
+        on = "" if test == "internal" else f", {test}"
+        parts.append(
+            f"gain in {table['metric'].iloc[0]} of {label} over each control{on} "
+            f"(paired; p adjusted for their number)\n{_aligned(rows)}"
+        )
+    return "\n\n".join(parts)
+
+
+def calibration_table(calibration: pd.DataFrame) -> str:
+    """Brier score, ECE, slope and intercept before and after."""
+    rows = [[*_head(calibration, "label", "class", "test", "method"), "Brier", "ECE", "slope", "intercept"]]
+    some = _first_head(calibration)
+    for r in some.to_dict("records"):
+        rows.append(
+            [
+                *(str(r[c]) for c in (*_where(some), "label", "class", "test", "method")),
+                _interval(r["brier"], r["brier_low"], r["brier_high"]),
+                f"{r['ece']:.3f}",
+                _interval(r["slope"], r["slope_low"], r["slope_high"]),
+                _interval(r["intercept"], r["intercept_low"], r["intercept_high"]),
+            ]
+        )
+    return f"calibration{_of_first(some)}, perfect: slope 1, intercept 0\n{_aligned(rows)}"
+
+
+def subgroup_table(subgroups: pd.DataFrame) -> str:
+    """Scores by sex, age, view and site, at one threshold; blank where the manifest has none of them."""
+    if subgroups.empty:
+        return ""
+    some = _first_head(subgroups)
+    names = ("auroc", "sensitivity", "specificity", "underdiagnosis")
+    heading = [*_head(some, "label", "class", "test", "attribute", "group"), "n", "positives", *names]
+    rows = [heading]
+    for r in some.to_dict("records"):
+        is_gap = r["n"] != r["n"]
+        counts = ["", ""] if is_gap else [f"{r['n']:.0f}", f"{r['n_positive']:.0f}"]
+        cells = [_interval(r.get(n), r.get(f"{n}_low"), r.get(f"{n}_high")) for n in names]
+        cells = ["too few", "", "", ""] if r["suppressed"] else cells
+        rows.append(
+            [*(str(r[c]) for c in (*_where(some), "label", "class", "test", "attribute", "group")), *counts, *cells]
+        )
+    return f"subgroups{_of_first(some)}\n{_aligned(rows)}"
+
+
+def _first_head(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the first head, at the largest fraction, else the most shots."""
+    some = table[table["head"] == table["head"].iloc[0]]
+    by = "fraction" if some["fraction"].notna().any() else "shots"
+    return some[some[by] == some[by].max()]
+
+
+def _of_first(some: pd.DataFrame) -> str:
+    first = some.iloc[0]
+    return f" ({first['head']} head, {_amount((first['fraction'], first['shots']))} of the labels)"
+
+
+def _where(table: pd.DataFrame) -> list[str]:
+    return [column for column in _WHERE if column in table]
+
+
+def _head(table: pd.DataFrame, *columns: str) -> list[str]:
+    return [_HEADINGS.get(column, column) for column in (*_where(table), *columns)]
+
+
+def _amount(amount: Sequence[float]) -> str:
+    fraction, shots = amount
+    return f"{fraction:.0%}" if fraction == fraction else f"{shots:.0f} a class"
+
+
+def _interval(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or value != value:
+        return "undefined"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _p(p_value: float) -> str:
+    return "undefined" if p_value != p_value else "p < 0.01" if p_value < 0.01 else f"p = {p_value:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; a column that is blank throughout is left out."""
+    kept = [k for k in range(len(rows[0])) if any(row[k] for row in rows[1:])]
+    widths = [max(len(row[k]) for row in rows) for k in kept]
+    lines: Iterator[str] = (
+        "  ".join(row[k].ljust(w) for k, w in zip(kept, widths, strict=True)).rstrip() for row in rows
+    )
+    return "\n".join(lines)
+
+
+def _range(counts: pd.Series) -> str:
+    """One count, or the least and the most where they differ, as under failed inputs."""
+    low, high = counts.min(), counts.max()
+    return f"{low:.0f}" if low == high else f"{low:.0f}-{high:.0f}"

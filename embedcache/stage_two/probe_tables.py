@@ -1,0 +1,233 @@
+"""The tables of a probe: scores with intervals, gains over controls, calibration, subgroups, predictions.
+
+Shape notation: u units, c outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+
+from embedcache.metrics.intervals import (
+    PatientDraws,
+    Sampled,
+    difference,
+    over_patients,
+    over_patients_and_seeds,
+    over_seeds,
+)
+from embedcache.metrics.paired import PairedDifference, compare_aurocs, holm, paired_bootstrap
+from embedcache.output import write_whole
+from embedcache.stage_two.answers import Answer
+from embedcache.stage_two.calibrating import Calibrator, calibration_rows
+from embedcache.stage_two.label_budget import Budget
+from embedcache.stage_two.probe_config import ProbeConfig
+from embedcache.stage_two.samples import Units
+from embedcache.stage_two.scoring import MACRO, ChosenOn, Said, Scored
+from embedcache.stage_two.subgroups import subgroup_rows
+from embedcache.stage_two.targets import Target
+
+INTERNAL, EXTERNAL, DIFFERENCE = "internal", "external", "difference"
+TABLES = ("scores", "gains", "calibration", "subgroups")
+_GAINS = (
+    "test", "control", "head", "fraction", "shots", "metric", "class", "value", "low", "high", "p_value",
+    "method", "p_holm",
+)  # fmt: skip
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Scores of one label, or set of labels, on one store.
+
+    Every interval holds 95%. Rows name a `control` (`""` is the result itself), `head`, `fraction` (NaN for shots) and
+    `shots` (0 for a fraction).
+
+    Args:
+        scores: a row per test set, control, head, fraction, metric and class: `value`, `low`, `high` (over patients and
+            seeds), `patients_low`, `patients_high`, `seeds_low`, `seeds_high` (over either alone), `n_train`, `n_valid`
+            (labels that settings were chosen by) and `n_test`, `n_seeds`, and `choice` (`valid`, `folds` or `fixed`).
+        gains: how much the result exceeds each control: `value`, `low`, `high`, `p_value` (paired; `method` says how),
+            `p_holm` (adjusted for the number of controls).
+        calibration: Brier score, ECE, slope and intercept of the result, before and after.
+        subgroups: the result within sex, age, view and site, at the largest fraction or number of shots.
+        predictions: of the result, a row per unit, class, head, fraction and seed.
+        label: as asked for.
+        n_failed: manifest rows left out because stage one recorded a failure.
+        warning: one line where the manifest's splits share patients, studies or files; blank where they do not.
+        notes: what is to be known of these scores.
+    """
+
+    scores: pd.DataFrame
+    gains: pd.DataFrame
+    calibration: pd.DataFrame
+    subgroups: pd.DataFrame
+    predictions: pd.DataFrame
+    label: str
+    n_failed: int
+    warning: str
+    notes: tuple[str, ...] = ()
+
+    def write(self, folder: str | Path) -> None:
+        """Writes `scores.csv`, `gains.csv`, `calibration.csv`, `subgroups.csv` and `predictions.parquet`.
+
+        Raises:
+            OutputError: they cannot be written there.
+        """
+        folder = Path(folder)
+        for name in TABLES:
+            table: pd.DataFrame = getattr(self, name)
+            write_whole(folder / f"{name}.csv", lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
+        write_whole(folder / "predictions.parquet", lambda path: self.predictions.to_parquet(path, index=False))
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What heads are scored on: units whose labels chose nothing, and draws of their patients."""
+
+    name: str
+    units: Units
+    draws: PatientDraws
+
+    @property
+    def n_known(self) -> int:
+        """Units that have any label."""
+        return int((~np.isnan(self.units.values)).any(axis=1).sum())
+
+
+class Tables:
+    """Gathers the rows of a `ProbeResult`."""
+
+    def __init__(self, target: Target, config: ProbeConfig) -> None:
+        self._target, self._config = target, config
+        self._most = (max(config.fractions), 0) if config.fractions else (-1.0, max(config.shots))
+        self._scores: list[Row] = []
+        self._gains: list[Row] = []
+        self._calibration: list[Row] = []
+        self._subgroups: list[Row] = []
+        self._predicted: list[pd.DataFrame] = []
+        self._notes: list[str] = []
+
+    def result(self, *, n_failed: int, warning: str) -> ProbeResult:
+        """All of them."""
+        _adjust(self._gains)
+        return ProbeResult(
+            scores=pd.DataFrame(self._scores),
+            gains=pd.DataFrame(self._gains, columns=None if self._gains else list(_GAINS)),
+            calibration=pd.DataFrame(self._calibration),
+            subgroups=pd.DataFrame(self._subgroups),
+            predictions=pd.concat(self._predicted, ignore_index=True),
+            label=self._target.name,
+            n_failed=n_failed,
+            warning=warning,
+            notes=tuple(self._notes),
+        )
+
+    def add_scores(self, names: Row, test: str, scored: Scored) -> None:
+        """Every score of a head on a test set."""
+        for j, (metric, class_name) in enumerate(scored.names):
+            sampled = scored.sampled[..., j]
+            both, patients, seeds = (
+                over_patients_and_seeds(sampled, seed=0),
+                over_patients(sampled),
+                over_seeds(sampled, seed=0),
+            )
+            self._scores.append(
+                {"test": test, **names, "metric": metric, "class": class_name, **asdict(both)}
+                | {"patients_low": patients.low, "patients_high": patients.high}
+                | {"seeds_low": seeds.low, "seeds_high": seeds.high}
+            )
+
+    def add_difference(self, names: Row, internal: Scored, external: Scored) -> None:
+        """How much better a head is on its own dataset."""
+        for metric, class_name in internal.names:
+            apart = difference(internal.of(metric, class_name), external.of(metric, class_name))
+            self._scores.append({"test": DIFFERENCE, **names, "metric": metric, "class": class_name, **asdict(apart)})
+
+    def add_details(
+        self,
+        names: Row,
+        test: HeldOut,
+        told: Said,
+        chosen: Sequence[ChosenOn],
+        runs: Sequence[tuple[Budget, Answer]],
+    ) -> None:
+        """Calibration, subgroups and predictions of a head on a test set."""
+        names = {k: names[k] for k in ("head", "fraction", "shots")} | {"test": test.name}
+        values = test.units.values
+        rows = calibration_rows(told, chosen, values, self._target, test.draws)
+        self._calibration += [names | row for row in rows]
+        if runs[0][0].amount == self._most:
+            rows = subgroup_rows(told, test.units.frame, values, self._target, test.draws)
+            self._subgroups += [names | row for row in rows]
+        for s, (budget, answer) in enumerate(runs):
+            flat = [k for k in range(self._target.n_outputs) if np.ptp(told.probabilities[s, :, k]) == 0]
+            if flat:
+                self._notes.append(
+                    f"{names['head']}, seed {budget.seed}, {len(budget.rows)} labels, {test.name}: says the same of "
+                    f"every {self._config.unit} for {', '.join(self._target.classes[k] for k in flat)}"
+                )
+            self._predicted.append(self._predictions(names, test, told, chosen[s], s, budget, answer))
+
+    def _predictions(
+        self,
+        names: Row,
+        test: HeldOut,
+        told: Said,
+        chosen: ChosenOn,
+        s: int,
+        budget: Budget,
+        answer: Answer,
+    ) -> pd.DataFrame:
+        units, c = test.units, self._target.n_outputs
+        p = told.probabilities[s]
+        platt = [Calibrator.fitted("platt", chosen, k, self._target) for k in range(c)]
+        table = {
+            "id": np.repeat(units.keys, c),
+            "patient": np.repeat(units.groups, c),
+            "class": np.tile(np.array(self._target.classes, object), len(units.keys)),
+            "label": self._target.one_vs_rest(units.values).ravel(),
+            "probability": p.ravel(),
+            "threshold": np.tile(told.thresholds[s], len(units.keys)),
+            "calibrated": np.stack([of(p[:, k]) for k, of in enumerate(platt)], axis=1).ravel(),
+        }
+        if self._config.prevalence is not None:
+            at = [of.at(p[:, k], self._config.prevalence) for k, of in enumerate(platt)]
+            table["at_prevalence"] = np.stack(at, axis=1).ravel()
+        return pd.DataFrame(table).assign(**names, seed=budget.seed, setting=answer.setting)
+
+    def add_gains(self, names: Row, test: HeldOut, result: tuple[Said, Scored], control: tuple[Said, Scored]) -> None:
+        """How much the result of a head exceeds a control."""
+        metric, class_name = _headline(self._target)
+        a, b = (scored.of(metric, class_name) for _, scored in (result, control))
+        found = self._compared(test, result[0], control[0], a, b)
+        kept = {k: names[k] for k in ("control", "head", "fraction", "shots")}
+        self._gains.append({"test": test.name, **kept, "metric": metric, "class": class_name, **asdict(found)})
+
+    def _compared(self, test: HeldOut, result: Said, control: Said, a: Sampled, b: Sampled) -> PairedDifference:
+        """By DeLong where it holds: one run, one unit a patient, and nothing blank."""
+        y = test.units.values
+        if self._target.task == "binary" and len(a.value) == len(b.value) == 1 and not np.isnan(y).any():
+            p, q = (told.probabilities[0, :, 0] for told in (result, control))
+            return compare_aurocs(y[:, 0].astype(np.int64), p, q, draws=test.draws)
+        return paired_bootstrap(a, b)
+
+
+def _headline(target: Target) -> tuple[str, str]:
+    """The score by which settings are compared."""
+    return {"binary": ("auroc", ""), "multi-label": ("auroc", MACRO), "multi-class": ("accuracy", "")}[target.task]
+
+
+def _adjust(gains: list[Row]) -> None:
+    """Adds p-values adjusted for the number of controls that a result is compared with."""
+    groups: dict[object, list[Row]] = {}
+    for row in gains:
+        groups.setdefault((row["test"], row["head"], str(row["fraction"]), row["shots"]), []).append(row)
+    for rows in groups.values():
+        for row, p in zip(rows, holm([cast(float, r["p_value"]) for r in rows]).tolist(), strict=True):
+            row["p_holm"] = p
