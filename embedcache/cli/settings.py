@@ -40,8 +40,10 @@ def read_settings(kind: type[T], given: Mapping[str, Any]) -> T:
     told: dict[str, Any] = {}
     for name, value in given.items():
         outer, _, inner = name.partition(".")
+        if inner and not isinstance(told.setdefault(outer, {}), dict):
+            raise SettingsError(f"{outer} was given a value of its own, and {name}; give its fields alone")
         if inner:
-            told.setdefault(outer, {})[inner] = None if value == "none" else value
+            told[outer][inner] = None if value == "none" else value
         elif value == "none" and types.get(name, "").endswith("| None"):
             told[name] = None
         elif isinstance(value, str) and types.get(name, "").startswith("tuple"):

@@ -15,7 +15,14 @@ from embedcache.metrics.classification import ratio, totals
 _TEMPERATURES = (0.05, 20.0)  # separated classes would have 0, classes that the logits invert infinity
 _HALVINGS = 60
 _NEWTON_STEPS = 100
+_FEW, _MORE_STEPS = 5000, 4  # rows up to which one step is too far from a refit
 _AT_ONCE = 64  # rows looked through: nearly every draw holds one of them
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of log odds, to full precision on either side."""
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        return np.asarray(np.exp(-np.logaddexp(0, -logits)))
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
@@ -35,7 +42,7 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         # the slope of the log loss in 1 / T grows with 1 / T, so that its sign tells the side
-        if z @ (_sigmoid(z / math.exp(middle)) - labels) > 0:
+        if z @ (sigmoid(z / math.exp(middle)) - labels) > 0:
             low = middle
         else:
             high = middle
@@ -138,6 +145,7 @@ class CalibrationLine:
         positives: rows of label 1, from the lowest logit up.
         negatives: rows of label 0, likewise.
         slope: of all rows.
+        base: what the regression adds, of all rows.
         intercept: of all rows, at slope 1.
         terms: what each row adds to gradients and Hessians there, seven arrays (n,).
     """
@@ -146,6 +154,7 @@ class CalibrationLine:
     positives: np.ndarray
     negatives: np.ndarray
     slope: float
+    base: float
     intercept: float
     terms: tuple[np.ndarray, ...]
 
@@ -161,26 +170,49 @@ class CalibrationLine:
             up, down = z[positives], z[negatives]
             if up[0] < down[-1] and down[0] < up[-1]:
                 slope, base = _logistic(labels, z)
-        p, p_large = _sigmoid(slope * z + base), _sigmoid(z + intercept)
+        p, p_large = sigmoid(slope * z + base), sigmoid(z + intercept)
         v = p * (1 - p)
         terms = (labels - p, (labels - p) * z, v, v * z, v * z * z, labels - p_large, p_large * (1 - p_large))
-        return cls(z, positives, negatives, slope, intercept, terms)
+        return cls(z, positives, negatives, slope, base, intercept, terms)
 
     def slope_and_intercept(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """As the function of this name. Under weights, both are one Newton step away from their values on all rows.
+        """As the function of this name. Under weights, both are Newton steps away from their values on all rows.
 
-        The step is a matrix product, and as near to a refit as a bootstrap needs.
+        The first step is a matrix product for all weightings, and near enough to a refit where rows are many; where
+        they are few, more steps follow.
         """
         g0, g1, h00, h01, h11, g, h = totals(weights, *self.terms).T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            slopes = self.slope + (h00 * g1 - h01 * g0) / (h00 * h11 - h01**2)
-            intercepts = self.intercept + g / h
         weights = np.ones((1, len(self.logits)), bool) if weights is None else weights
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            determinant = h00 * h11 - h01**2
+            slopes = self.slope + (h00 * g1 - h01 * g0) / determinant
+            bases = self.base + (h11 * g0 - h01 * g1) / determinant
+            intercepts = self.intercept + g / h
+            for _ in range(_MORE_STEPS if len(self.logits) <= _FEW else 0):
+                slopes, bases, intercepts = self._step(weights, slopes, bases, intercepts)
         lowest, highest = (self._first(rows, weights) for rows in (self.positives, self.positives[::-1]))
         low, high = (self._first(rows, weights) for rows in (self.negatives, self.negatives[::-1]))
         one_class = np.isnan(lowest) | np.isnan(low)
         separated = one_class | (high <= lowest) | (highest <= low)
         return np.stack([np.where(separated, np.nan, slopes), np.where(one_class, np.nan, intercepts)], axis=1)
+
+    def _step(
+        self, weights: np.ndarray, slopes: np.ndarray, bases: np.ndarray, intercepts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One more Newton step of each weighting from where it stands, (k,) each."""
+        z, y = self.logits, np.zeros(len(self.logits))
+        y[self.positives] = 1
+        p = sigmoid(slopes[:, None] * z + bases[:, None])  # (k, n)
+        left, v = weights * (y - p), weights * (p * (1 - p))
+        g0, g1, h00, h01, h11 = left.sum(axis=1), left @ z, v.sum(axis=1), v @ z, v @ z**2
+        determinant = h00 * h11 - h01**2
+        large = sigmoid(z + intercepts[:, None])
+        missing, spread = (weights * (y - large)).sum(axis=1), (weights * (large * (1 - large))).sum(axis=1)
+        return (
+            slopes + (h00 * g1 - h01 * g0) / determinant,
+            bases + (h11 * g0 - h01 * g1) / determinant,
+            intercepts + missing / spread,
+        )
 
     def _first(self, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """The logit of the first of the rows that counts, (k,), NaN without any."""
@@ -210,7 +242,7 @@ def _logistic(targets: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
     theta = np.zeros(2)
     loss = _log_loss(targets, x @ theta)
     for _ in range(_NEWTON_STEPS):
-        p = _sigmoid(x @ theta)
+        p = sigmoid(x @ theta)
         hessian = x.T @ (x * (p * (1 - p))[:, None])
         hessian += 1e-12 * np.trace(hessian) * np.eye(2)  # logits that are all equal have no second direction
         step = np.linalg.solve(hessian, x.T @ (targets - p))
@@ -229,7 +261,7 @@ def _offset(labels: np.ndarray, logits: np.ndarray) -> float:
     low, high = -logits.max() - math.log(len(labels)), -logits.min() + math.log(len(labels))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if _sigmoid(logits + middle).sum() < labels.sum():
+        if sigmoid(logits + middle).sum() < labels.sum():
             low = middle
         else:
             high = middle
@@ -238,7 +270,3 @@ def _offset(labels: np.ndarray, logits: np.ndarray) -> float:
 
 def _log_loss(targets: np.ndarray, logits: np.ndarray) -> float:
     return float((np.logaddexp(0, logits) - targets * logits).sum())
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return (1 + np.tanh(logits / 2)) / 2

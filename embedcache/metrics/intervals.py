@@ -16,6 +16,12 @@ _DRAWS_AT_ONCE = 100  # bounds memory: a score may widen its weights
 _MOST_COUNT = np.iinfo(np.uint8).max
 _LEAST_DEFINED = 0.5  # share of draws: of fewer, percentiles say nothing
 
+# 97.5th percentiles of Student's t with 1, 2, .. degrees of freedom, the last of 30 and more; of 0 degrees, nothing
+_T_975 = (
+    0.0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
 Score = Callable[[np.ndarray], np.ndarray]
 
 
@@ -124,39 +130,45 @@ def over_patients(sampled: Sampled) -> Interval:
     return percentiles(float(mean.value), mean.samples)
 
 
-def over_seeds(sampled: Sampled, *, seed: int) -> Interval:
+def over_seeds(sampled: Sampled) -> Interval:
     """The mean over seeds, and what other training runs would change on the same patients; value (s,) or ().
 
-    One seed gives an interval of no width. A few seeds give one that is too narrow, as they cannot show their spread.
+    Student's interval of a mean: a few runs say little of how far runs spread, which resampling them would hide. One
+    seed gives an interval of no width.
     """
     values = sampled.by_seed.value
-    counts = _seed_counts(len(sampled.samples), len(values), seed)
-    return percentiles(float(values.mean()), counts @ values / len(values))
+    mean, reach = float(values.mean()), _T_975[min(len(values) - 1, len(_T_975) - 1)] * _seed_error(values)
+    return Interval(mean, mean - reach, mean + reach)
 
 
 def over_patients_and_seeds(sampled: Sampled, *, seed: int) -> Interval:
     """The mean over seeds, and what other patients and other training runs would change; value (s,) or ().
 
-    Each draw resamples the patients and, with replacement, the seeds.
+    Each draw resamples the patients, and moves the mean by a draw of Student's t times its error over seeds.
     """
-    each = sampled.by_seed
-    n_draws, n_seeds = each.samples.shape
-    means = (each.samples * _seed_counts(n_draws, n_seeds, seed)).sum(axis=1) / n_seeds
-    return percentiles(float(each.value.mean()), means)
+    return percentiles(float(sampled.mean.value), with_seeds(sampled, seed=seed))
+
+
+def with_seeds(sampled: Sampled, *, seed: int) -> np.ndarray:
+    """Draws of the mean over seeds in which other training runs were drawn too, (k,)."""
+    values, samples = sampled.by_seed.value, sampled.mean.samples
+    if len(values) < 2:
+        return samples
+    return samples + np.random.default_rng(seed).standard_t(len(values) - 1, len(samples)) * _seed_error(values)
 
 
 def difference(a: Sampled, b: Sampled) -> Interval:
-    """How much a's score exceeds b's on other patients, such as internal and external ones; seeds are averaged.
+    """How much a's score exceeds b's on other patients, such as internal and external ones; the runs are the same.
 
     Args:
         a: value (s,) or ().
-        b: as many draws of other patients. `paired_bootstrap` compares scores on the same patients.
+        b: as many draws of other patients, and the same seeds. `paired_bootstrap` compares on the same patients.
     """
     if len(a.samples) != len(b.samples):
         raise ValueError(f"{len(a.samples)} and {len(b.samples)} draws, expected as many of each")
     # draws of the same seed choose alike places in both sets: shifted by one they are independent
-    samples = a.mean.samples - np.roll(b.mean.samples, 1)
-    return percentiles(float(a.mean.value - b.mean.value), samples)
+    apart = Sampled(a.by_seed.value - b.by_seed.value, a.by_seed.samples - np.roll(b.by_seed.samples, 1, axis=0))
+    return over_patients_and_seeds(apart, seed=0)
 
 
 def percentiles(value: float, samples: np.ndarray) -> Interval:
@@ -171,6 +183,6 @@ def percentiles(value: float, samples: np.ndarray) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def _seed_counts(n_draws: int, n_seeds: int, seed: int) -> np.ndarray:
-    """How often each seed is drawn, (k, s)."""
-    return np.random.default_rng(seed).multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_draws)
+def _seed_error(values: np.ndarray) -> float:
+    """Standard error of the mean of values (s,); 0 of one."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0

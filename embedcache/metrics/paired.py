@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from embedcache.metrics.classification import Ranking
-from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap, percentiles
+from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap, percentiles, with_seeds
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,30 @@ class PairedDifference:
 
 
 def paired_bootstrap(a: Sampled, b: Sampled) -> PairedDifference:
-    """Compares two scores draw by draw; seeds are averaged first.
+    """Compares two scores draw by draw: other patients, and other training runs where there were several.
 
     The p-value is twice the share of draws in which the difference reaches or crosses zero. The value itself counts
     as such a draw, so that k draws never give less than 2 / (k + 1).
 
     Args:
         a: value (s,) or (), samples (k, s) or (k,).
-        b: on the same draws; its number of seeds may differ.
+        b: on the same draws; as many seeds are paired one by one, another number is taken for other runs.
     """
     if len(a.samples) != len(b.samples):
         raise ValueError(f"{len(a.samples)} and {len(b.samples)} draws, expected the same draws")
-    a, b = a.mean, b.mean
-    samples = a.samples - b.samples
-    interval = percentiles(float(a.value - b.value), samples)
+    a, b = a.by_seed, b.by_seed
+    value = float(a.mean.value - b.mean.value)
+    if a.value.shape == b.value.shape:
+        samples = with_seeds(Sampled(a.value - b.value, a.samples - b.samples), seed=0)
+    else:
+        samples = with_seeds(a, seed=0) - with_seeds(b, seed=1)
+    interval = percentiles(value, samples)
     if math.isnan(interval.low):
-        return PairedDifference(interval.value, math.nan, math.nan, math.nan, "bootstrap")
+        return PairedDifference(value, math.nan, math.nan, math.nan, "bootstrap")
     samples = samples[~np.isnan(samples)]
     crossing = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
     p_value = min(1.0, 2 * (1 + crossing) / (len(samples) + 1))
-    return PairedDifference(interval.value, interval.low, interval.high, p_value, "bootstrap")
+    return PairedDifference(value, interval.low, interval.high, p_value, "bootstrap")
 
 
 def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairedDifference:

@@ -11,7 +11,6 @@ import pandas as pd
 
 _WHERE = ("image", "text")
 _HEADINGS = {"image": "image encoder", "text": "text encoder", "control": "setting"}
-_HEADLINES = ("auroc", "accuracy")  # the first that a table has
 
 
 def probe_text(scores: pd.DataFrame, gains: pd.DataFrame, calibration: pd.DataFrame, subgroups: pd.DataFrame) -> str:
@@ -24,17 +23,16 @@ def score_table(scores: pd.DataFrame, *, metric: str | None = None) -> str:
     """One metric: a row for each encoder, setting and head, a column for each amount of labels.
 
     Args:
-        metric: AUROC where the table has it, else accuracy.
+        metric: by default the one that settings are compared by.
     """
-    metric = metric or next(m for m in _HEADLINES if (scores["metric"] == m).any())
-    shown = scores[scores["metric"] == metric]
+    shown = scores[scores["headline"].astype(bool) if metric is None else scores["metric"] == metric]
     parts = []
-    for (label, test, class_name), table in shown.groupby(["label", "test", "class"], sort=False, dropna=False):
+    for (metric, label, test, class_name), table in shown.groupby(["metric", "label", "test", "class"], sort=False):
         where = f"test {_range(table['n_test'])}" if test != "difference" else "internal - external"
         heading = f"{metric} of {label}" + (f", {class_name}" if class_name else "")
         heading += "" if test == "internal" else f", {test}"
         amounts = {
-            _amount(row): f"{_amount(row)} ({_range(of['n_train'])} labels, {_range(of['n_valid'])} to choose by)"
+            _amount(row): f"{_words(row)} ({_range(of['n_train'])} labels, {_range(of['n_valid'])} to choose by)"
             for row, of in table.groupby(["fraction", "shots"], sort=False, dropna=False)
         }
         rows = [[*_head(table, "control", "head"), *amounts.values()]]
@@ -54,7 +52,7 @@ def gain_table(gains: pd.DataFrame) -> str:
     parts = []
     for (label, test), table in gains.groupby(["label", "test"], sort=False):
         amounts = list(dict.fromkeys(map(_amount, zip(table["fraction"], table["shots"], strict=True))))
-        rows = [[*_head(table, "control", "head"), *amounts]]
+        rows = [[*_head(table, "control", "head"), *map(_words, amounts)]]
         for key, group in table.groupby([*_where(table), "control", "head"], sort=False):
             cells = {
                 _amount((r.fraction, r.shots)): f"{r.value:+.3f} [{r.low:+.3f}, {r.high:+.3f}] {_p(r.p_holm)}"
@@ -114,7 +112,7 @@ def _first_head(table: pd.DataFrame) -> pd.DataFrame:
 
 def _of_first(some: pd.DataFrame) -> str:
     first = some.iloc[0]
-    return f" ({first['head']} head, {_amount((first['fraction'], first['shots']))} of the labels)"
+    return f" ({first['head']} head, {_words((first['fraction'], first['shots']))}: {first['n_train']} labels)"
 
 
 def _where(table: pd.DataFrame) -> list[str]:
@@ -125,9 +123,15 @@ def _head(table: pd.DataFrame, *columns: str) -> list[str]:
     return [_HEADINGS.get(column, column) for column in (*_where(table), *columns)]
 
 
-def _amount(amount: Sequence[float]) -> str:
+def _amount(amount: Sequence[float]) -> tuple[float, float]:
+    """A fraction and shots as a key: no fraction is -1, as NaN equals nothing."""
     fraction, shots = amount
-    return f"{fraction:.0%}" if fraction == fraction else f"{shots:.0f} a class"
+    return (fraction if fraction == fraction else -1.0), shots
+
+
+def _words(amount: Sequence[float]) -> str:
+    fraction, shots = _amount(amount)
+    return f"{100 * fraction:.3g}%" if fraction >= 0 else f"{shots:.0f} a class"
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> str:

@@ -78,28 +78,35 @@ def answers(
     for budget in budgets:
         key = _key(budget)
         if key not in found:
-            found[key] = _best(candidates, budget, asked, offered, fixed, target)
+            found[key] = _best(candidates, budget, asked, offered, fixed, target, config.class_weight)
     return [found[_key(budget)] for budget in budgets]
 
 
 def _best(
-    candidates: Candidates, budget: Budget, asked: np.ndarray, offered: Sequence[float], fixed: float, target: Target
+    candidates: Candidates,
+    budget: Budget,
+    asked: np.ndarray,
+    offered: Sequence[float],
+    fixed: float,
+    target: Target,
+    class_weight: str,
 ) -> Answer:
     """The setting of least loss on the samples to choose by."""
     rows, labels = budget.rows, budget.labels
+    weights = target.class_weights(labels, balanced=class_weight == "balanced")
     if budget.choice == "fixed":
         return _fixed(candidates(rows, labels, asked, [fixed])[0], budget, fixed, target)
     if budget.choice == "valid":
         v = len(budget.valid)
         of_all = candidates(rows, labels, np.concatenate([budget.valid, asked]), offered)
-        best = _least_loss([logits[:v] for logits in of_all], budget.valid_labels, target)
+        best = _least_loss([logits[:v] for logits in of_all], budget.valid_labels, weights, target)
         return Answer(of_all[best][v:], budget.valid, budget.valid_labels, of_all[best][:v], offered[best])
     held = [np.empty((len(rows), target.n_outputs), np.float32) for _ in offered]
     for fold in np.unique(budget.folds):
         out = budget.folds == fold
         for logits, of_fold in zip(held, candidates(rows[~out], labels[~out], rows[out], offered), strict=True):
             logits[out] = of_fold
-    best = _least_loss(held, labels, target)
+    best = _least_loss(held, labels, weights, target)
     logits = candidates(rows, labels, asked, [offered[best]])[0]
     return Answer(logits, rows, labels, held[best], offered[best])
 
@@ -120,15 +127,19 @@ def _trained(
         for out in [budget.folds == fold]
     ]
     of_folds = fitted([_without(budgets[k], out) for k, out in by_fold], np.empty(0, np.int64)) if by_fold else []
-    n_epochs: dict[int, int] = {}
+    n_epochs: dict[int, int] = {}  # the chosen share of the schedule, which is longer or shorter over all rows
     held = {k: np.empty((len(b.rows), target.n_outputs), np.float32) for k, b in enumerate(budgets)}
     for k in {k for k, _ in by_fold}:
         mine = [(out, fit) for (j, out), fit in zip(by_fold, of_folds, strict=True) if j == k]
         n = min(len(fit.losses) for _, fit in mine)  # a fold's share of all rows weighs its loss
         losses = np.sum([out.sum() * fit.losses[:n] for out, fit in mine], axis=0)
-        n_epochs[k] = int(np.nanargmin(losses)) + 1
+        best = int(np.nanargmin(losses))
+        of_fold, of_all = (
+            config.head.epochs_for(n) for n in (len(budgets[k].rows) - mine[0][0].sum(), len(budgets[k].rows))
+        )
+        n_epochs[k] = max(round((best + 1) / of_fold * of_all), 1)
         for out, fit in mine:
-            held[k][out] = fit.curve[n_epochs[k] - 1]
+            held[k][out] = fit.curve[best]
     union = np.unique(np.concatenate([asked, *(b.valid for b in budgets)]))
     wholes = fitted(
         [
@@ -169,10 +180,11 @@ def _fixed(logits: np.ndarray, budget: Budget, setting: float, target: Target) -
     return Answer(logits, budget.rows[:0], budget.labels[:0], nothing, setting)
 
 
-def _least_loss(candidates: Sequence[np.ndarray], labels: np.ndarray, target: Target) -> int:
+def _least_loss(candidates: Sequence[np.ndarray], labels: np.ndarray, class_weights: np.ndarray, target: Target) -> int:
+    """Which candidate's logits, (n, c) each, have the least loss as it is trained on."""
     stacked = torch.from_numpy(np.stack(candidates)).float()
     y = torch.from_numpy(labels).float().expand(len(candidates), *labels.shape)
-    weights = torch.from_numpy(target.class_weights(labels, balanced=False)).float()
+    weights = torch.from_numpy(class_weights).float()
     losses = target.loss(stacked, y, weights.expand(len(candidates), *weights.shape))
     return int(losses.argmin())
 

@@ -11,13 +11,21 @@ from typing import Literal
 
 import numpy as np
 
-from embedcache.metrics.calibration import CalibrationLine, brier, ece, fit_platt, fit_temperature, to_prevalence
+from embedcache.metrics.calibration import (
+    CalibrationLine,
+    brier,
+    ece,
+    fit_platt,
+    fit_temperature,
+    sigmoid,
+    to_prevalence,
+)
 from embedcache.metrics.intervals import PatientDraws, bootstrap, over_patients
 from embedcache.stage_two.scoring import ChosenOn, Said, logit
-from embedcache.stage_two.targets import Target, sigmoid
+from embedcache.stage_two.targets import Target
 
 Method = Literal["none", "temperature", "platt"]
-_SCORES = ("brier", "ece", "slope", "intercept")
+_SCORES = ("brier", "slope", "intercept")
 
 
 @dataclass(frozen=True)
@@ -83,23 +91,23 @@ def calibration_rows(
                 "fitted_slope": float(np.mean([c.slope for c in fitted])),
                 "fitted_intercept": float(np.mean([c.intercept for c in fitted])),
             }
+            # of a draw it is larger than of the whole set, so that its percentiles would be off
+            row["ece"] = float(np.mean([ece(y, of_seed)[0] for of_seed in p]))
             for j, name in enumerate(_SCORES):
                 interval = over_patients(found[..., j])
-                row[name] = interval.value
-                if name != "ece":  # of a draw it is larger than of the whole set: its percentiles are off
-                    row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+                row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
             yield row
 
 
 def _scores(y: np.ndarray, p: np.ndarray, known: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """As a function of weights (k, u): (k, s, 4) in the order of `_SCORES`."""
+    """As a function of weights (k, u): (k, s, 3) in the order of `_SCORES`."""
     lines = [CalibrationLine.of(y, logit(of_seed)) for of_seed in p]
 
     def scores(weights: np.ndarray) -> np.ndarray:
         weights = np.ascontiguousarray(weights[:, known])
         return np.stack(
             [
-                np.column_stack([brier(y, q, weights), ece(y, q, weights), line.slope_and_intercept(weights)])
+                np.column_stack([brier(y, q, weights), line.slope_and_intercept(weights)])
                 for q, line in zip(p, lines, strict=True)
             ],
             axis=1,

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from embedcache.metrics.classification import youden_threshold
 from embedcache.stage_two.label_budget import Budget, grouped_folds
 from embedcache.stage_two.logistic import logistic_logits
 from embedcache.stage_two.samples import Samples
@@ -56,9 +57,10 @@ def told_by_text(
 ) -> Budget:
     """Every training sample that has a text, labelled by what the budget's labels say of texts.
 
-    A logistic regression learns from the texts of the budget's samples; theirs keep their own labels. What the images
-    gain by it is supervision that came with the texts, whatever aligned them. Without a text among the budget's samples
-    nothing is told.
+    A logistic regression learns from the texts of the budget's samples; theirs keep their own labels. A label is told
+    present above the logit that parts the budget's own texts best, so that a rare one is not told absent of all. What
+    the images gain by it is supervision that came with the texts, whatever aligned them. Without a text among the
+    budget's samples nothing is told.
 
     Args:
         texts: for a training sample, the row of `text_x` that holds its text's embedding.
@@ -67,18 +69,31 @@ def told_by_text(
     has_text = np.array([row in texts for row in budget.rows.tolist()], bool)
     if not has_text.any():
         return budget
-    told = np.array(sorted(texts), np.int64)
+    told, learnt = np.array(sorted(texts), np.int64), budget.rows[has_text]
     others = told[~np.isin(told, budget.rows)]
+    text_rows = np.array([texts[row] for row in [*learnt.tolist(), *others.tolist()]], np.int64)
     (logits,) = logistic_logits(
         text_x,
-        np.array([texts[row] for row in budget.rows[has_text].tolist()], np.int64),
+        text_rows[: len(learnt)],
         budget.labels[has_text],
-        np.array([texts[row] for row in others.tolist()], np.int64),
+        text_rows,
         target=target,
         strengths=[_TEXT_STRENGTH],
         class_weight=class_weight,
     )
-    guessed = logits.argmax(axis=1)[:, None] if target.task == "multi-class" else logits > 0
-    rows, labels = np.concatenate([budget.rows, others]), np.concatenate([budget.labels, guessed.astype(np.float64)])
+    own, of_others = logits[: len(learnt)], logits[len(learnt) :]
+    if target.task == "multi-class":
+        guessed = of_others.argmax(axis=1)[:, None].astype(np.float64)
+    else:
+        columns = zip(budget.labels[has_text].T, own.T, of_others.T, strict=True)
+        guessed = np.stack([_told(y, z, others_z) for y, z, others_z in columns], axis=1)
+    rows, labels = np.concatenate([budget.rows, others]), np.concatenate([budget.labels, guessed])
     folds = grouped_folds(samples, rows, labels, target, budget.seed) if budget.choice == "folds" else budget.folds
     return replace(budget, rows=rows, labels=labels, folds=folds)
+
+
+def _told(labels: np.ndarray, own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """1 where a logit of others (m,) is above the threshold that parts labels (n,) by their own logits (n,), else 0."""
+    known = ~np.isnan(labels)
+    threshold = youden_threshold(labels[known], own[known])
+    return (others >= (0.0 if np.isnan(threshold) else threshold)).astype(np.float64)

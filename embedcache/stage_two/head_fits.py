@@ -84,7 +84,7 @@ def fit_heads(
     """
     groups: dict[int, list[int]] = defaultdict(list)
     for k, fit in enumerate(fits):
-        groups[_n_batches(len(fit.rows), config)].append(k)
+        groups[config.n_batches(len(fit.rows))].append(k)
     found: dict[int, Fitted] = {}
     for n_batches, members in groups.items():
         for start in range(0, len(members), _TOGETHER):
@@ -92,13 +92,6 @@ def fit_heads(
             stack = _Together(kind, x, [fits[k] for k in chosen], target, config, class_weight, n_batches)
             found |= zip(chosen, stack.fitted(asked), strict=True)
     return [found[k] for k in range(len(fits))]
-
-
-def _n_batches(n: int, config: HeadConfig) -> int:
-    """A last batch of one row, which has no deviation, sits out."""
-    if n < 2:
-        raise ValueError(f"{n} training rows, expected at least 2")
-    return n // config.batch_size + (n % config.batch_size > 1)
 
 
 class _Together:
@@ -152,8 +145,10 @@ class _Together:
             loss, logits = self._watch()
             better = torch.where(is_watched, (loss < best_loss) & running, epoch == last)
             best_loss, best_epoch = torch.where(better, loss, best_loss), torch.where(better, epoch, best_epoch)
-            for name, value in self._heads.state_dict().items():
-                best[name] = torch.where(better.view(-1, 1, 1), value, best[name])
+            moved = better.nonzero().flatten()
+            if len(moved):
+                for name, value in self._heads.state_dict().items():
+                    best[name].index_copy_(0, moved, value[moved])
             losses.append(loss)
             if keeps_curves:
                 curves.append(logits)

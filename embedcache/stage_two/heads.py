@@ -54,6 +54,16 @@ class HeadConfig:
     def __post_init__(self) -> None:
         check(self)
 
+    def n_batches(self, n_rows: int) -> int:
+        """Batches of an epoch; a last one of a single row, which has no deviation, sits out."""
+        if n_rows < 2:
+            raise ValueError(f"{n_rows} training rows, expected at least 2")
+        return n_rows // self.batch_size + (n_rows % self.batch_size > 1)
+
+    def epochs_for(self, n_rows: int) -> int:
+        """Passes over a set of so many rows."""
+        return self.n_epochs(self.n_batches(n_rows))
+
     def n_epochs(self, n_batches: int) -> int:
         """Passes over a set of so many batches."""
         return max(self.epochs, -(-self.min_steps // n_batches))

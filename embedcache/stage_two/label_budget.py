@@ -20,7 +20,7 @@ from embedcache.stage_two.samples import Samples
 from embedcache.stage_two.targets import Target
 
 N_FOLDS = 5
-_LEAST = 5  # of either side: fewer choose nothing
+LEAST = 5  # of either side: fewer choose nothing, no setting and no threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +148,16 @@ def _enough(values: np.ndarray, groups: np.ndarray, target: Target) -> bool:
     """Whether some output has enough groups on either side to choose by."""
     sides = target.one_vs_rest(values)
     return any(
-        all(len(set(groups[sides[:, k] == side].tolist())) >= _LEAST for side in (0, 1)) for k in range(sides.shape[1])
+        all(len(set(groups[sides[:, k] == side].tolist())) >= LEAST for side in (0, 1)) for k in range(sides.shape[1])
     )
 
 
 def _check_two_classes(values: np.ndarray, target: Target, where: str, dataset: str) -> None:
+    if not len(values):
+        raise ManifestError(
+            f"{dataset}: nothing in {where}; a probe learns from the split 'train' and is scored on 'test': make "
+            "splits in the column 'split', or by 'data.split' of a recipe"
+        )
     sides = target.one_vs_rest(values)
     if not any({0.0, 1.0} <= set(np.unique(column).tolist()) for column in sides.T):
         classes = [f"{value:g}" for value in np.unique(values[~np.isnan(values)])]

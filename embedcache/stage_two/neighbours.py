@@ -43,37 +43,39 @@ def neighbour_logits(
     weights = target.class_weights(labels, balanced=class_weight == "balanced")
     votes = target.one_vs_rest(labels)  # (n, c)
     if target.task == "multi-class":
-        blocks = [(votes * weights, weights @ np.nan_to_num(votes).T, ~np.isnan(labels[:, 0]))]
+        voters = np.broadcast_to(weights @ np.nan_to_num(votes).T, votes.T.shape).T
     else:
-        each = np.where(votes == 1, weights[:, 1], weights[:, 0])
-        blocks = [(votes[:, [k]] * each[:, [k]], each[:, k], ~np.isnan(votes[:, k])) for k in range(votes.shape[1])]
+        voters = np.where(votes == 1, weights[:, 1], weights[:, 0])
     unit_x = F.normalize(x.float(), dim=-1)  # a row of zeros stays one
     queries = unit_x[torch.from_numpy(asked).to(x.device)]
-    found = [[np.empty(0)] * 0 for _ in ks]
-    for shares, counts, known in blocks:
-        of_block = _shares(queries, unit_x, rows[known], shares[known], counts[known], ks)
-        for k, share in enumerate(of_block):
-            found[k].append(share)
-    joined = [np.clip(np.concatenate(parts, axis=1), _LEAST, 1 - _LEAST) for parts in found]
-    if target.task == "multi-class":
-        return [np.log(p).astype(np.float32) for p in joined]
-    return [np.log(p / (1 - p)).astype(np.float32) for p in joined]
+    found = np.empty((len(ks), len(asked), target.n_outputs), np.float32)
+    masks, which = np.unique(~np.isnan(votes), axis=1, return_inverse=True)
+    for k, known in enumerate(masks.T):  # labels that are blank for the same rows have the same neighbours
+        of = np.flatnonzero(which.ravel() == k)
+        own = voters[np.ix_(known, of)]
+        found[..., of] = _shares(queries, unit_x, rows[known], votes[np.ix_(known, of)] * own, own, ks)
+    shares = np.clip(found, _LEAST, 1 - _LEAST)
+    return list(np.log(shares) if target.task == "multi-class" else np.log(shares) - np.log1p(-shares))
 
 
 def _shares(
-    queries: Tensor, unit_x: Tensor, rows: np.ndarray, present: np.ndarray, counts: np.ndarray, ks: Sequence[int]
-) -> list[np.ndarray]:
-    """For each k, the share of the votes of the nearest rows that is for each class, (p, classes)."""
+    queries: Tensor, unit_x: Tensor, rows: np.ndarray, votes: np.ndarray, voters: np.ndarray, ks: Sequence[int]
+) -> np.ndarray:
+    """For each number of neighbours the share of their votes for each output, (len(ks), p, outputs).
+
+    Args:
+        votes: of each row for each output, (n, outputs).
+        voters: how much each row counts there, (n, outputs).
+    """
     if not len(rows):  # nobody votes for anything
-        return [np.zeros((len(queries), present.shape[1]), np.float32) for _ in ks]
+        return np.zeros((len(ks), len(queries), votes.shape[1]), np.float32)
     device = unit_x.device
     known = unit_x[torch.from_numpy(rows).to(device)]
-    votes, voters = (torch.from_numpy(a).float().to(device) for a in (present, counts))
-    parts: list[list[Tensor]] = [[] for _ in ks]
+    of_votes, of_voters = (torch.from_numpy(np.ascontiguousarray(a)).float().to(device) for a in (votes, voters))
+    parts = []
     for part in queries.split(_AT_ONCE):
         similar, nearest = (part @ known.T).topk(min(max(ks), len(rows)), dim=1)
-        closeness = ((similar - 1) / TEMPERATURE).exp()
-        gained, cast = closeness.unsqueeze(-1) * votes[nearest], closeness * voters[nearest]
-        for j, k in enumerate(ks):
-            parts[j].append(gained[:, :k].sum(1) / cast[:, :k].sum(1, keepdim=True))
-    return [torch.cat(p).cpu().numpy() for p in parts]
+        closeness = ((similar - 1) / TEMPERATURE).exp().unsqueeze(-1)
+        gained, cast = closeness * of_votes[nearest], closeness * of_voters[nearest]
+        parts.append(torch.stack([gained[:, :k].sum(1) / cast[:, :k].sum(1) for k in ks]))
+    return torch.cat(parts, dim=1).cpu().numpy()

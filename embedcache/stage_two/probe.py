@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from embedcache.data.audit import leak_warning
+from embedcache.data.audit import leak_warning, overlaps, unknown_overlaps
 from embedcache.data.labelmap import LabelMap
 from embedcache.data.labels import LABEL_PREFIX
 from embedcache.data.manifest import Manifest
@@ -27,15 +28,17 @@ from embedcache.stage_two.adaptor import Adaptor, read_adaptor
 from embedcache.stage_two.answers import Answer, answers
 from embedcache.stage_two.controls import metadata_features, shuffled, told_by_text
 from embedcache.stage_two.label_budget import Budget, budgets
+from embedcache.stage_two.pairs import trained_on
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.probe_tables import EXTERNAL, INTERNAL, HeldOut, ProbeResult, Row, Tables
 from embedcache.stage_two.samples import Samples
 from embedcache.stage_two.scoring import ChosenOn, Said, Scored, said, score
 from embedcache.stage_two.targets import Target
-from embedcache.stage_two.tensors import input_digests, join, opened, resident
+from embedcache.stage_two.tensors import Join, input_digests, join, opened, resident
 from embedcache.store.store import Store
 
 _CHUNK = 4096
+_LEAST_DEVIATION = 1e-6  # of a feature, against its mean or 1
 
 
 def probe(
@@ -70,6 +73,8 @@ def probe(
         FingerprintMismatchError: the Adaptor, or the other dataset's store, is of another encoder.
     """
     config = config or ProbeConfig()
+    if test_manifest is None and (test_store is not None or labelmap is not None):
+        raise SettingsError("a test store, or a label map, and no test manifest that it belongs to; name it as well")
     with full_precision:
         work = _Probe(manifest, opened(image_store), label, run_dir, config)
         if random_store is not None:
@@ -109,9 +114,13 @@ class _Probe:
         self.adaptor = None if run_dir is None else _adaptor_for(store, run_dir)
         self.random_store: Store | None = None
         self.text_store: Store | None = None
-        if config.as_published and self.adaptor is None:
-            raise SettingsError("as_published is a way to apply an Adaptor, and there is none: name a run directory")
+        if config.as_published and (self.adaptor is None or self.adaptor.config["kind"] != "attention"):
+            raise SettingsError("as_published is a way to apply the paper's Adaptor: name the run directory of one")
         self.target = Target.of(manifest, label)
+        if config.prevalence is not None and self.target.task != "binary":
+            raise SettingsError(
+                f"prevalence {config.prevalence:g} is of one label, and {label!r} has several; leave it out"
+            )
         self.join = join(manifest, store)
         self.samples = Samples.of(manifest, self.join.rows, self.target, config)
         self.budgets = budgets(manifest, self.samples, self.target, config)
@@ -122,6 +131,11 @@ class _Probe:
         self.raw = [resident(store, self.join.image_rows, self.device)]
         self.sets = [self.samples]
         self.tables = Tables(self.target, config)
+        self.warnings = [
+            leak_warning(manifest, input_digests(store)),
+            _trained_on(run_dir, manifest, self.tests[0], store),
+        ]
+        self._say_left_out(manifest, self.join)
 
     def add_external(
         self, manifest: Manifest, store: Store | str | Path | None, labelmap: LabelMap | str | Path | None
@@ -137,8 +151,10 @@ class _Probe:
             )
         if labelmap is not None:
             manifest = (labelmap if isinstance(labelmap, LabelMap) else LabelMap.read(labelmap)).apply(manifest)
+        self.warnings += _overlap(self.manifest, manifest, self.store, store)
         manifest = _with_labels(manifest, self.target)
         joined = join(manifest, store)
+        self._say_left_out(manifest, joined)
         has_splits = bool(manifest.in_split("test").any())
         samples = Samples.of(manifest, joined.rows, self.target, self.config, splits=has_splits)
         test = samples.in_split("test")
@@ -160,8 +176,12 @@ class _Probe:
                 for head in self.config.heads:
                     self._score(setting, features, some, head, of_result)
                     progress.advance()
-        warning = leak_warning(self.manifest, input_digests(self.store))
+        warning = "; ".join(filter(None, self.warnings))
         return self.tables.result(n_failed=self.join.n_failed, warning=warning)
+
+    def _say_left_out(self, manifest: Manifest, joined: Join) -> None:
+        if joined.n_failed:
+            self.tables.note(f"{manifest.name}: {joined.n_failed} images left out, as stage one could not read them")
 
     def _test_set(self, name: str, samples: Samples, chosen: np.ndarray, manifest: Manifest) -> HeldOut:
         units = samples.units(chosen, self.target, manifest.name)
@@ -174,6 +194,7 @@ class _Probe:
         def own() -> Sequence[Budget]:
             return self.budgets
 
+        @cache
         def result() -> Tensor:
             return self._of_samples(self.raw if adaptor is None else [_adapted(adaptor, x) for x in self.raw])
 
@@ -225,11 +246,15 @@ class _Probe:
         """The row of the text store that tells of each training sample, where one does."""
         if self.text_store is None or "text-as-label" not in self.config.controls:
             return {}
-        pairs = join(self.manifest, self.store, self.text_store)
+        pairs = join(self.manifest, self.store, self.text_store, allow_missing=True)
         assert pairs.text_rows is not None  # a text store was given
         row_of = dict(zip(self.manifest.frame["id"].to_numpy()[pairs.rows], pairs.text_rows.tolist(), strict=True))
         ids = self.samples.frame["id"].to_numpy()
-        return {s: row_of[ids[s]] for s in self.train.tolist() if ids[s] in row_of}
+        found = {s: row_of[ids[s]] for s in self.train.tolist() if ids[s] in row_of}
+        if len(found) < len(self.train):
+            without = len(self.train) - len(found)
+            self.tables.note(f"text-as-label: {without} of {len(self.train)} training samples have no text there")
+        return found if len(set(found.values())) > 1 else {}
 
     def _told_by(self, texts: Mapping[int, int]) -> list[Budget]:
         assert self.text_store is not None  # texts come from there
@@ -258,13 +283,16 @@ class _Probe:
             runs = list(members)
             chosen = [ChosenOn.of(a, self.samples, self.target, self.config.pool) for _, a in runs]
             parts = [np.split(a.logits, ends) for _, a in runs]
-            names = self._names(setting.control, head, [b for b, _ in runs])
+            own = [self._own(b) for b, _ in runs]
+            names = self._names(setting.control, head, own)
+            sides = [self.target.one_vs_rest(b.labels) for b in own]
+            learnt = np.all([(y == 0).any(axis=0) & (y == 1).any(axis=0) for y in sides], axis=0)
             scored: list[Scored] = []
             for k, test in enumerate(self.tests[: setting.n_tests]):
                 of_test = [replace(a, logits=part[k]) for (_, a), part in zip(runs, parts, strict=True)]
-                told = said(of_test, chosen, test.units, self.target, self.config.pool)
-                scored.append(score(told, test.units.values, self.target, test.draws))
-                self.tables.add_scores(names | {"n_test": test.n_known}, test.name, scored[-1])
+                told = said(of_test, chosen, test.units, self.target, self.config)
+                scored.append(score(told, test.units.values, self.target, test.draws, learnt=learnt))
+                self.tables.add_scores(names | {"n_test": test.n_known}, test, scored[-1], own)
                 key = (test.name, head, amount)
                 if not setting.control:
                     of_result[key] = told, scored[-1]
@@ -298,15 +326,15 @@ class _Probe:
             "head": head,
             "fraction": some[0].fraction,
             "shots": some[0].shots,
-            "n_train": max(len(self._own(b)) for b in some),
+            "n_train": max(len(b.rows) for b in some),
             "n_valid": max(len(b.valid) for b in some),
             "n_seeds": len(some),
             "choice": "+".join(sorted({b.choice for b in some})),
         }
 
-    def _own(self, budget: Budget) -> np.ndarray:
-        """Rows whose true labels a budget uses: under `text-as-label` these are not all of its rows."""
-        return next(b.rows for b in self.budgets if (b.amount, b.seed) == (budget.amount, budget.seed))
+    def _own(self, budget: Budget) -> Budget:
+        """The budget with its own labels: under a control they are others, and may be more."""
+        return next(b for b in self.budgets if (b.amount, b.seed) == (budget.amount, budget.seed))
 
 
 def _adaptor_for(store: Store, run_dir: str | Path) -> Adaptor:
@@ -325,16 +353,53 @@ def _adapted(adaptor: Adaptor, image: Tensor) -> Tensor:
 
 
 def _standardised(features: Tensor, train: np.ndarray) -> Tensor:
+    """Mean 0 and deviation 1 over training rows; what does not vary there tells nothing elsewhere, and becomes 0."""
     deviation, mean = torch.std_mean(features[torch.from_numpy(train).to(features.device)], dim=0)
-    return (features - mean) / deviation.clamp_min(1e-6)
+    varies = deviation > _LEAST_DEVIATION * mean.abs().clamp_min(1.0)
+    return torch.where(varies, (features - mean) / torch.where(varies, deviation, 1.0), 0.0)
+
+
+def _overlap(ours: Manifest, theirs: Manifest, our_store: Store, their_store: Store) -> list[str]:
+    """What the other dataset has in common with ours, in words: it is no other hospital then."""
+    files = [{i: digest.hex() for i, digest in input_digests(s).items()} for s in (our_store, their_store)]
+    found = [
+        f"{s.n} {s.kind}s stand in {s.left} and in {s.right}: the external score is too good"
+        for s in overlaps([ours, theirs], files)
+        if s.is_leak and s.left in (f"{ours.name}:train", f"{ours.name}:valid")
+    ]
+    return found + unknown_overlaps([ours, theirs])
+
+
+def _trained_on(run_dir: str | Path | None, manifest: Manifest, test: HeldOut, store: Store) -> str:
+    """A warning where the Adaptor learnt from images that it is tested on: by their files, else by their ids."""
+    if run_dir is None:
+        return ""
+    seen, digests = trained_on(run_dir), input_digests(store)
+    files, ids = set(seen["digest"]) - {""}, set(seen["id"][seen["digest"] == ""])
+    shared = sum(digests[i].hex() in files if i in digests else i in ids for i in test.units.frame["id"])
+    if not shared:
+        return ""
+    return (
+        f"{manifest.name}: of {len(test.units.keys)} tested {shared} are among the images that the Adaptor "
+        "learnt from: scores on test are too good"
+    )
 
 
 def _with_labels(manifest: Manifest, target: Target) -> Manifest:
     """With a blank column for each label of the target that the manifest lacks, if it has any.
 
     Raises:
-        ManifestError: it has none of them.
+        ManifestError: it has none of them, or another value.
     """
+    for label in set(target.labels) & set(manifest.labels):
+        values = manifest.label(label)
+        known = range(target.n_outputs) if target.task == "multi-class" else (0, 1)
+        odd = sorted(set(values[~np.isnan(values)].tolist()) - set(known))
+        if odd:
+            raise ManifestError(
+                f"{manifest.name}: label {label!r} is {odd[0]:g}, expected one of {', '.join(map(str, known))}, as "
+                "where it was learnt; name a label map"
+            )
     absent = [label for label in target.labels if label not in manifest.labels]
     if len(absent) == len(target.labels):
         raise ManifestError(

@@ -30,7 +30,8 @@ class ProbeConfig:
     """What is probed and how often.
 
     Args:
-        protocol: the paper's, for RSNA or COVIDx: fixes `heads`, `subsets`, `valid_labels`, `standardise` and `head`.
+        protocol: the paper's, for RSNA or COVIDx: fixes `heads`, `subsets`, `valid_labels`, `standardise`,
+            `threshold` and `head`.
         heads: `linear`, `mlp`, `logistic` (regression), `knn` (nearest neighbours).
         fractions: shares of the training labels, at least two labels of each class.
         shots: numbers of labels of each class, each drawn `n_shot_draws` times; nothing is chosen by validation there.
@@ -39,7 +40,8 @@ class ProbeConfig:
         valid_labels: how many validation labels a fraction may use: its `matched` share, or the `full` split.
         class_weight: `balanced` makes all classes count alike in sum.
         standardise: each feature to mean 0 and deviation 1 over all training rows; `knn` takes them as they are.
-        unit: what is scored, and of which `patients` are drawn: an `image`, a `study` or a `patient`.
+        threshold: at which a label is called present: chosen by `youden`'s J, or `half` throughout.
+        unit: what is scored: an `image`, a `study` or a `patient`.
         pool: how images become a unit: the mean of their features, or the mean or largest of their probabilities.
         views: `all` images, the `frontal` ones, or `frontal+lateral`: features of both side by side, with a mask for
             one that is missing.
@@ -60,11 +62,12 @@ class ProbeConfig:
     valid_labels: Literal["matched", "full"] = "matched"
     class_weight: Literal["none", "balanced"] = "none"
     standardise: bool = True
+    threshold: Literal["youden", "half"] = "youden"
     unit: Unit = "image"
     pool: Pool = "embedding_mean"
     views: Views = "all"
     as_published: bool = False
-    n_seeds: Annotated[int, Ge(1)] = 3
+    n_seeds: Annotated[int, Ge(1)] = 5
     n_draws: Annotated[int, Ge(1)] = 2000
     prevalence: Annotated[float, Gt(0), Lt(1)] | None = None
     controls: tuple[str, ...] = CONTROLS
@@ -75,6 +78,8 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.protocol:
+            self._take_over(_PROTOCOLS[self.protocol])
         for name, known in (("heads", HEADS), ("controls", CONTROLS)):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
@@ -89,8 +94,13 @@ class ProbeConfig:
             raise ValueError("views frontal+lateral put images side by side: expected unit study or patient")
         if self.views == "frontal+lateral" and self.pool != "embedding_mean":
             raise ValueError(f"views frontal+lateral join features: expected pool embedding_mean, not {self.pool}")
-        if self.protocol:
-            self._take_over(_PROTOCOLS[self.protocol])
+        for name in ("heads", "fractions", "shots", "controls"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} {', '.join(map(str, getattr(self, name)))}: one stands there twice")
+        if self.subsets == "manifest" and self.unit != "image":
+            raise ValueError(f"subsets of the manifest are of images: expected unit image, not {self.unit}")
+        if self.as_published and self.unit != "image":
+            raise ValueError(f"as_published is of the images of a batch: expected unit image, not {self.unit}")
 
     def _take_over(self, fixed: dict[str, Any]) -> None:
         usual = {f.name: f.default for f in fields(self)} | {"head": HeadConfig()}
@@ -108,6 +118,7 @@ def _published(**head: Any) -> dict[str, Any]:
         "subsets": "manifest",
         "valid_labels": "full",
         "standardise": False,
+        "threshold": "half",
         "head": HeadConfig(min_steps=0, dropout=0.1, reshuffle=False, restarts_by="epoch", **head),
     }
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from embedcache.metrics.intervals import (
+    Interval,
     PatientDraws,
     Sampled,
     difference,
@@ -26,7 +27,7 @@ from embedcache.output import write_whole
 from embedcache.stage_two.answers import Answer
 from embedcache.stage_two.calibrating import Calibrator, calibration_rows
 from embedcache.stage_two.label_budget import Budget
-from embedcache.stage_two.probe_config import ProbeConfig
+from embedcache.stage_two.probe_config import ProbeConfig, Unit
 from embedcache.stage_two.samples import Units
 from embedcache.stage_two.scoring import MACRO, ChosenOn, Said, Scored
 from embedcache.stage_two.subgroups import subgroup_rows
@@ -34,10 +35,13 @@ from embedcache.stage_two.targets import Target
 
 INTERNAL, EXTERNAL, DIFFERENCE = "internal", "external", "difference"
 TABLES = ("scores", "gains", "calibration", "subgroups")
-_GAINS = (
-    "test", "control", "head", "fraction", "shots", "metric", "class", "value", "low", "high", "p_value",
-    "method", "p_holm",
-)  # fmt: skip
+_AMOUNT = ("head", "fraction", "shots", "n_train", "n_valid")
+_EMPTY = {  # columns of a table without rows
+    "scores": (),
+    "gains": ("test", "control", *_AMOUNT, "metric", "class", "value", "low", "high", "p_value", "method", "p_holm"),
+    "calibration": (*_AMOUNT, "test", "class", "method"),
+    "subgroups": (*_AMOUNT, "test", "class", "attribute", "group", "n", "n_positive", "suppressed"),
+}
 Row = dict[str, object]
 
 
@@ -51,7 +55,9 @@ class ProbeResult:
     Args:
         scores: a row per test set, control, head, fraction, metric and class: `value`, `low`, `high` (over patients and
             seeds), `patients_low`, `patients_high`, `seeds_low`, `seeds_high` (over either alone), `n_train`, `n_valid`
-            (labels that settings were chosen by) and `n_test`, `n_seeds`, and `choice` (`valid`, `folds` or `fixed`).
+            (labels that settings were chosen by: of images, where these are pooled by probability), `n_test` and
+            `n_positive` (units), `n_seeds`, `choice` (`valid`, `folds` or `fixed`), and `headline`, true for the metric
+            that settings are compared by.
         gains: how much the result exceeds each control: `value`, `low`, `high`, `p_value` (paired; `method` says how),
             `p_holm` (adjusted for the number of controls).
         calibration: Brier score, ECE, slope and intercept of the result, before and after.
@@ -105,49 +111,88 @@ class Tables:
 
     def __init__(self, target: Target, config: ProbeConfig) -> None:
         self._target, self._config = target, config
+        self._headline = _headline(target, config)
         self._most = (max(config.fractions), 0) if config.fractions else (-1.0, max(config.shots))
-        self._scores: list[Row] = []
-        self._gains: list[Row] = []
-        self._calibration: list[Row] = []
-        self._subgroups: list[Row] = []
+        self._rows: dict[str, list[Row]] = {name: [] for name in TABLES}
         self._predicted: list[pd.DataFrame] = []
         self._notes: list[str] = []
 
     def result(self, *, n_failed: int, warning: str) -> ProbeResult:
         """All of them."""
-        _adjust(self._gains)
+        _adjust(self._rows["gains"])
+        tables = {
+            name: pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(_EMPTY[name]))
+            for name, rows in self._rows.items()
+        }
         return ProbeResult(
-            scores=pd.DataFrame(self._scores),
-            gains=pd.DataFrame(self._gains, columns=None if self._gains else list(_GAINS)),
-            calibration=pd.DataFrame(self._calibration),
-            subgroups=pd.DataFrame(self._subgroups),
-            predictions=pd.concat(self._predicted, ignore_index=True),
+            **tables,
+            predictions=_compact(pd.concat(self._predicted, ignore_index=True)),
             label=self._target.name,
             n_failed=n_failed,
             warning=warning,
             notes=tuple(self._notes),
         )
 
-    def add_scores(self, names: Row, test: str, scored: Scored) -> None:
-        """Every score of a head on a test set."""
+    def note(self, words: str) -> None:
+        """Something to be known of these scores."""
+        self._notes.append(words)
+
+    def add_scores(self, names: Row, test: HeldOut, scored: Scored, own: Sequence[Budget]) -> None:
+        """Every score of a head on a test set.
+
+        Args:
+            own: budgets with their own labels: of a class, those are counted that are not blank.
+        """
+        counts = self._counts(test, own)
         for j, (metric, class_name) in enumerate(scored.names):
             sampled = scored.sampled[..., j]
             both, patients, seeds = (
                 over_patients_and_seeds(sampled, seed=0),
                 over_patients(sampled),
-                over_seeds(sampled, seed=0),
+                over_seeds(sampled),
             )
-            self._scores.append(
-                {"test": test, **names, "metric": metric, "class": class_name, **asdict(both)}
+            self._rows["scores"].append(
+                {"test": test.name, **names, "metric": metric, "class": class_name, **_within_bounds(both)}
                 | {"patients_low": patients.low, "patients_high": patients.high}
-                | {"seeds_low": seeds.low, "seeds_high": seeds.high}
+                | {"seeds_low": max(seeds.low, 0.0), "seeds_high": min(seeds.high, 1.0)}
+                | counts.get(class_name, {})
+                | {"headline": self._is_headline(metric, class_name)}
             )
 
+    def _is_headline(self, metric: str, class_name: str) -> bool:
+        """Whether settings are compared by it, or by its mean."""
+        return metric == self._headline[0] and (class_name == self._headline[1] or self._headline[1] == MACRO)
+
+    def _counts(self, test: HeldOut, own: Sequence[Budget]) -> dict[str, Row]:
+        """For each class, and for a binary task, labels that are known, and units that have it."""
+        target = self._target
+        tested = target.one_vs_rest(test.units.values)
+        learnt, chosen = (
+            np.max([(~np.isnan(target.one_vs_rest(part))).sum(axis=0) for part in parts], axis=0)
+            for parts in ([b.labels for b in own], [b.valid_labels for b in own])
+        )
+        return {
+            name if target.n_outputs > 1 else "": {
+                "n_train": int(learnt[k]),
+                "n_valid": int(chosen[k]),
+                "n_test": int((~np.isnan(tested[:, k])).sum()),
+                "n_positive": int((tested[:, k] == 1).sum()),
+            }
+            for k, name in enumerate(target.classes)
+        }
+
     def add_difference(self, names: Row, internal: Scored, external: Scored) -> None:
-        """How much better a head is on its own dataset."""
+        """How much better a head is on its own dataset; macro means are over the classes that both can score."""
+        common = internal.scorable & external.scorable
         for metric, class_name in internal.names:
-            apart = difference(internal.of(metric, class_name), external.of(metric, class_name))
-            self._scores.append({"test": DIFFERENCE, **names, "metric": metric, "class": class_name, **asdict(apart)})
+            if class_name == MACRO:
+                a, b = (scored.macro(metric, self._target, common) for scored in (internal, external))
+            else:
+                a, b = (scored.of(metric, class_name) for scored in (internal, external))
+            self._rows["scores"].append(
+                {"test": DIFFERENCE, **names, "metric": metric, "class": class_name, **asdict(difference(a, b))}
+                | {"headline": self._is_headline(metric, class_name)}
+            )
 
     def add_details(
         self,
@@ -158,17 +203,17 @@ class Tables:
         runs: Sequence[tuple[Budget, Answer]],
     ) -> None:
         """Calibration, subgroups and predictions of a head on a test set."""
-        names = {k: names[k] for k in ("head", "fraction", "shots")} | {"test": test.name}
+        names = {k: names[k] for k in _AMOUNT} | {"test": test.name}
         values = test.units.values
         rows = calibration_rows(told, chosen, values, self._target, test.draws)
-        self._calibration += [names | row for row in rows]
+        self._rows["calibration"] += [names | row for row in rows]
         if runs[0][0].amount == self._most:
             rows = subgroup_rows(told, test.units.frame, values, self._target, test.draws)
-            self._subgroups += [names | row for row in rows]
+            self._rows["subgroups"] += [names | row for row in rows]
         for s, (budget, answer) in enumerate(runs):
             flat = [k for k in range(self._target.n_outputs) if np.ptp(told.probabilities[s, :, k]) == 0]
             if flat:
-                self._notes.append(
+                self.note(
                     f"{names['head']}, seed {budget.seed}, {len(budget.rows)} labels, {test.name}: says the same of "
                     f"every {self._config.unit} for {', '.join(self._target.classes[k] for k in flat)}"
                 )
@@ -188,8 +233,8 @@ class Tables:
         p = told.probabilities[s]
         platt = [Calibrator.fitted("platt", chosen, k, self._target) for k in range(c)]
         table = {
-            "id": np.repeat(units.keys, c),
-            "patient": np.repeat(units.groups, c),
+            "id": np.repeat(_plain(units.keys, self._config.unit), c),
+            "patient": np.repeat(units.frame["patient"].to_numpy(object), c),
             "class": np.tile(np.array(self._target.classes, object), len(units.keys)),
             "label": self._target.one_vs_rest(units.values).ravel(),
             "probability": p.ravel(),
@@ -203,24 +248,45 @@ class Tables:
 
     def add_gains(self, names: Row, test: HeldOut, result: tuple[Said, Scored], control: tuple[Said, Scored]) -> None:
         """How much the result of a head exceeds a control."""
-        metric, class_name = _headline(self._target)
+        metric, class_name = self._headline
         a, b = (scored.of(metric, class_name) for _, scored in (result, control))
         found = self._compared(test, result[0], control[0], a, b)
-        kept = {k: names[k] for k in ("control", "head", "fraction", "shots")}
-        self._gains.append({"test": test.name, **kept, "metric": metric, "class": class_name, **asdict(found)})
+        kept = {"control": names["control"], **{k: names[k] for k in _AMOUNT}}
+        self._rows["gains"].append({"test": test.name, **kept, "metric": metric, "class": class_name, **asdict(found)})
 
     def _compared(self, test: HeldOut, result: Said, control: Said, a: Sampled, b: Sampled) -> PairedDifference:
         """By DeLong where it holds: one run, one unit a patient, and nothing blank."""
         y = test.units.values
-        if self._target.task == "binary" and len(a.value) == len(b.value) == 1 and not np.isnan(y).any():
+        of_auroc = self._headline[0] == "auroc" and self._target.task == "binary"
+        if of_auroc and len(a.value) == len(b.value) == 1 and not np.isnan(y).any():
             p, q = (told.probabilities[0, :, 0] for told in (result, control))
             return compare_aurocs(y[:, 0].astype(np.int64), p, q, draws=test.draws)
         return paired_bootstrap(a, b)
 
 
-def _headline(target: Target) -> tuple[str, str]:
-    """The score by which settings are compared."""
-    return {"binary": ("auroc", ""), "multi-label": ("auroc", MACRO), "multi-class": ("accuracy", "")}[target.task]
+def _headline(target: Target, config: ProbeConfig) -> tuple[str, str]:
+    """The score by which settings are compared; the paper's of COVIDx is accuracy."""
+    if target.task == "multi-class" or (target.task == "binary" and config.protocol == "paper-covidx"):
+        return "accuracy", ""
+    return "auroc", "" if target.task == "binary" else MACRO
+
+
+def _within_bounds(interval: Interval) -> Row:
+    """All scores are from 0 to 1, and what a few seeds allow for is not."""
+    return {"value": interval.value, "low": max(interval.low, 0.0), "high": min(interval.high, 1.0)}
+
+
+def _plain(keys: np.ndarray, unit: Unit) -> np.ndarray:
+    """Names of units as the manifest has them."""
+    known = {"image": (), "study": ("id",), "patient": ("patient", "study", "id")}[unit]
+    return np.array([rest if kind in known and rest else key for key in keys for kind, _, rest in [key.partition(":")]])
+
+
+def _compact(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Names once each, numbers in single precision: there is a row for each unit, class and run."""
+    kinds = dict.fromkeys(("id", "patient", "class", "head", "test"), "category")
+    numbers = ("label", "probability", "threshold", "calibrated", "at_prevalence", "setting")
+    return predictions.astype(kinds | {name: np.float32 for name in numbers if name in predictions})
 
 
 def _adjust(gains: list[Row]) -> None:

@@ -134,12 +134,14 @@ class Units:
 
 
 def _keys(frame: pd.DataFrame, groups: np.ndarray, unit: Unit) -> np.ndarray:
+    """The unit of each row: its id, its study, else `id:` and its id, which is no study's by chance, or its patient."""
+    image = frame["id"].to_numpy(object)
     if unit == "image":
-        return frame["id"].to_numpy(object)
+        return image
     if unit == "patient":
         return groups
     study = frame["study"].to_numpy(object)
-    return np.where(study == "", frame["id"].to_numpy(object), study)
+    return np.where(study == "", "id:" + image, study)
 
 
 def _grouped(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from embedcache.data.labels import Task
 from embedcache.data.manifest import Manifest
 from embedcache.errors import ManifestError
+from embedcache.metrics.calibration import sigmoid
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,3 @@ class Target:
             return np.ones_like(counts)
         n, n_classes = counts.sum(axis=-1, keepdims=True), (counts > 0).sum(axis=-1, keepdims=True)
         return np.divide(n, n_classes * counts, out=np.ones_like(counts), where=counts > 0)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-z)), without overflow."""
-    return 0.5 * (1 + np.tanh(0.5 * logits))

@@ -26,7 +26,7 @@ from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.distributed import Group, joined_group
 from embedcache.stage_two.feed import Feed, fits
 from embedcache.stage_two.fit import Course, Entry, fit, without_nan
-from embedcache.stage_two.pairs import Pairs, check_enough, pairs_of_split
+from embedcache.stage_two.pairs import Pairs, check_enough, pairs_of_split, write_trained_on
 from embedcache.stage_two.tensors import Join, join, opened
 from embedcache.store.store import Store
 
@@ -275,6 +275,7 @@ def _train_group(
     if group.is_first:
         for name, course in courses.items():
             _begin(course, stores, identities[name])
+            write_trained_on(course.run_dir, data.train.pairs)
     group.wait()
     identity = fingerprint(identities)
     journals = {name: _Journal(course) for name, course in courses.items()}

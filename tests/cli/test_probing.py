@@ -26,7 +26,14 @@ def made(tmp_path: Path) -> list[Path]:
     """A manifest and a store of its images, in which a label shows."""
     rng = np.random.default_rng(0)
     ids, y = [f"i{k:03d}" for k in range(120)], rng.integers(0, 2, 120)
-    frame = pd.DataFrame({"id": ids, "image": ids, "split": ["train", "train", "valid", "test"] * 30, "label.y": y})
+    frame = pd.DataFrame(
+        {
+            "id": ids,
+            "image": [f"radiograph-{i}.png" for i in ids],
+            "split": ["train", "train", "valid", "test"] * 30,
+            "label.y": y,
+        }
+    )
     Manifest(frame.assign(sex=rng.choice(["F", "M"], 120)), name="made", root=tmp_path).write(tmp_path / "m.parquet")
     embedcache.save_store(tmp_path / "image", ids, rng.normal(size=(120, 8)).astype(np.float32) + 2 * y[:, None])
     return [tmp_path / "m.parquet", tmp_path / "image"]
@@ -37,7 +44,7 @@ def test_it_prints_all_tables_and_writes_them(made: list[Path], tmp_path: Path) 
     assert done.exit_code == 0, done.output
     for said in (
         "auroc of y (test 30, 95% interval over patients and seeds)", "gain in auroc of y over each control",
-        "calibration (logistic head, 100% of the labels)", "subgroups (logistic head", "metadata-only",
+        "calibration (logistic head, 100%: 60 labels)", "subgroups (logistic head", "metadata-only",
         f"tables and predictions: {tmp_path / 'out'}",
     ):  # fmt: skip
         assert said in done.output
@@ -51,10 +58,15 @@ def test_another_dataset_is_named_with_its_store(made: list[Path], tmp_path: Pat
     done = call("probe", *made, "--label", "y", *QUICK, "--test", made[0])
     assert done.exit_code == 2
     assert "a test manifest and no store of its images; name it as test_store" in done.output
+    for lonely in ("--test-store", "--labelmap"):
+        done = call("probe", *made, "--label", "y", lonely, tmp_path / "nothing")
+        assert done.exit_code == 2
+        assert "no test manifest that it belongs to" in done.output
     done = call("probe", *made, "--label", "y", *QUICK, "--test", made[0], "--test-store", made[1])
     assert done.exit_code == 0, done.output
     assert "auroc of y, external (test 30" in done.output
     assert "auroc of y, difference (internal - external" in done.output
+    assert "60 names stand in made:train and in made:train: the external score is too good" in done.output
 
 
 @pytest.mark.parametrize(
@@ -62,6 +74,7 @@ def test_another_dataset_is_named_with_its_store(made: list[Path], tmp_path: Pat
     [
         (("--set", "heads=svm"), "unknown heads svm"),
         (("--set", "head.lr=fast"), "head.lr: Input should be a valid number"),
+        (("--set", "head=mlp", "--set", "head.lr=1"), "head was given a value of its own, and head.lr"),
         (("--set", "depth=3"), "depth: Unexpected keyword argument"),
         (("--set", "units"), "--set 'units': expected FIELD=VALUE"),
         (("--protocol", "paper-rsna", "--set", "heads=knn"), "protocol 'paper-rsna' fixes heads"),

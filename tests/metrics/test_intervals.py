@@ -107,26 +107,37 @@ def test_patients_and_seeds_each_widen_the_interval() -> None:
     value = rng.normal(size=20)
     of_patient = rng.normal(size=4000)[:, None]
     sampled = Sampled(value, value + of_patient)
-    patients, seeds = over_patients(sampled), over_seeds(sampled, seed=0)
+    patients, seeds = over_patients(sampled), over_seeds(sampled)
     both = over_patients_and_seeds(sampled, seed=0)
     assert patients.value == seeds.value == both.value == pytest.approx(value.mean())
     assert width(patients) == pytest.approx(2 * 1.96, rel=0.05)
-    assert width(seeds) == pytest.approx(2 * 1.96 * value.std() / math.sqrt(20), rel=0.1)
+    assert width(seeds) == pytest.approx(2 * 2.093 * value.std(ddof=1) / math.sqrt(20))  # Student's t of 19
     assert width(both) == pytest.approx(math.hypot(width(patients), width(seeds)), rel=0.05)
-    assert over_seeds(sampled, seed=0) == seeds
+    assert over_seeds(sampled) == seeds
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_a_few_seeds_cover_as_often_as_many(n_seeds: int) -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for k in range(400):
+        value = rng.normal(size=n_seeds)
+        found = over_patients_and_seeds(Sampled(value, value + 1e-3 * rng.normal(size=(1000, 1))), seed=k)
+        covered.append(found.low < 0 < found.high)
+    assert 0.92 < np.mean(covered) < 0.98
 
 
 def test_one_seed_has_no_spread() -> None:
     samples = np.random.default_rng(0).normal(0.8, 0.1, 1000)
     for sampled in (Sampled(np.array(0.8), samples), Sampled(np.array([0.8]), samples[:, None])):
-        assert over_seeds(sampled, seed=0) == Interval(0.8, 0.8, 0.8)
+        assert over_seeds(sampled) == Interval(0.8, 0.8, 0.8)
         assert over_patients_and_seeds(sampled, seed=0) == over_patients(sampled)
 
 
 def test_what_has_no_score_has_no_interval() -> None:
     labels = np.zeros(10, int)
     sampled = bootstrap(Ranking.of(labels, np.arange(10.0)).auroc, PatientDraws(np.arange(10), 50, seed=0))
-    alone, both = over_seeds(sampled, seed=0), over_patients_and_seeds(sampled, seed=0)
+    alone, both = over_seeds(sampled), over_patients_and_seeds(sampled, seed=0)
     for interval in (over_patients(sampled), alone, both, difference(sampled, sampled)):
         assert np.isnan([interval.value, interval.low, interval.high]).all()
 
@@ -144,8 +155,8 @@ def test_draws_without_a_score_are_left_out_unless_they_are_most() -> None:
 def test_the_difference_of_other_patients_has_both_their_spreads() -> None:
     rng = np.random.default_rng(0)
     drawn = rng.normal(0.85, 0.03 / math.sqrt(2), (4000, 1))
-    internal = Sampled(np.array([0.9, 0.8]), drawn + np.array([0.05, -0.05]))
-    external = Sampled(np.array(0.7), rng.normal(0.7, 0.04, 4000))
+    internal = Sampled(np.array([0.85, 0.85]), drawn.repeat(2, axis=1))
+    external = Sampled(np.array([0.7, 0.7]), rng.normal(0.7, 0.04, (4000, 1)).repeat(2, axis=1))
     found = difference(internal, external)
     assert found.value == pytest.approx(0.15)
     assert width(found) == pytest.approx(2 * 1.96 * math.hypot(0.03 / math.sqrt(2), 0.04), rel=0.05)

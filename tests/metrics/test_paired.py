@@ -102,13 +102,25 @@ def test_the_bootstrap_counts_draws_beyond_zero() -> None:
     assert paired_bootstrap(Sampled(a.value, gaps), b).p_value == 2 / 76
 
 
-def test_seeds_are_averaged_before_they_are_compared() -> None:
+def test_runs_that_differ_by_chance_are_not_called_different() -> None:
     rng = np.random.default_rng(0)
-    a, b = Sampled(np.array([0.8, 0.9]), rng.normal(size=(200, 2))), Sampled(np.array([0.7]), rng.normal(size=(200, 1)))
+    for shape in ((3, 3), (3, 5)):
+        p_values = []
+        for _ in range(300):
+            a, b = (Sampled(v, v + 1e-3 * rng.normal(size=(500, 1))) for v in (rng.normal(size=n) for n in shape))
+            p_values.append(paired_bootstrap(a, b).p_value)
+        assert np.mean(np.array(p_values) < 0.05) < 0.09
+
+
+def test_seeds_are_paired_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    b = Sampled(np.array([0.6, 0.9]), np.array([0.6, 0.9]) + 0.01 * rng.normal(size=(200, 1)))
+    a = Sampled(b.value + 0.05, b.samples + 0.05)
     found = paired_bootstrap(a, b)
-    assert found.value == pytest.approx(0.15)
-    averaged = paired_bootstrap(Sampled(np.array(0.85), a.samples.mean(axis=1)), Sampled(b.value, b.samples[:, 0]))
-    assert (found.low, found.high, found.p_value) == (averaged.low, averaged.high, averaged.p_value)
+    assert (found.value, found.low, found.high) == pytest.approx((0.05, 0.05, 0.05))
+    shuffled = paired_bootstrap(a, Sampled(b.value[::-1], b.samples[:, ::-1]))
+    assert shuffled.value == pytest.approx(0.05)
+    assert shuffled.high - shuffled.low > 1
     with pytest.raises(ValueError, match="200 and 50 draws"):
         paired_bootstrap(a, Sampled(b.value, b.samples[:50]))
 

@@ -10,6 +10,7 @@ from embedcache.report.score_text import calibration_table, gain_table, probe_te
 SCORE = {
     "label": "opacity", "test": "internal", "control": "", "head": "mlp", "fraction": 0.01, "shots": 0,
     "metric": "auroc", "class": "", "value": 0.75, "low": 0.7, "high": 0.8, "n_train": 4, "n_valid": 0, "n_test": 80,
+    "headline": True,
 }  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def test_classes_test_sets_and_shots_have_tables_of_their_own() -> None:
         {"class": "macro"},
         {"test": "difference", "n_test": np.nan, "value": np.nan},
         {"fraction": np.nan, "shots": 16},
-        {"metric": "accuracy", "value": 0.11},
+        {"metric": "accuracy", "value": 0.11, "headline": False},
     )
     said = score_table(scores)
     assert "auroc of opacity, macro (test 80" in said
@@ -42,7 +43,12 @@ def test_classes_test_sets_and_shots_have_tables_of_their_own() -> None:
     assert "undefined" in said
     assert "0.110" not in said
     assert "0.110" in score_table(scores, metric="accuracy")
-    assert "accuracy of" in score_table(scores[scores["metric"] == "accuracy"])
+    assert "auroc of" in score_table(scores, metric="auroc")
+
+
+def test_fractions_that_are_near_each_other_are_two_columns() -> None:
+    said = score_table(table({"fraction": 0.05}, {"fraction": 0.052, "value": 0.9}, {"fraction": 0.001}))
+    assert [column for column in ("5% (", "5.2% (", "0.1% (") if column in said] == ["5% (", "5.2% (", "0.1% ("]
 
 
 def test_gains_say_their_p_value() -> None:
@@ -56,7 +62,7 @@ def test_gains_say_their_p_value() -> None:
 
 
 def test_all_tables_together_show_the_first_head_at_all_labels() -> None:
-    names = {k: SCORE[k] for k in ("label", "test", "head", "shots")} | {"class": ""}
+    names = {k: SCORE[k] for k in ("label", "test", "head", "shots", "n_train")} | {"class": ""}
     interval = {f"{name}_{end}": 0.5 for name in ("brier", "slope", "intercept") for end in ("low", "high")}
     calibration = table(
         {"fraction": 0.01, "method": "none", "ece": 0.99},
@@ -65,7 +71,7 @@ def test_all_tables_together_show_the_first_head_at_all_labels() -> None:
         of=names | interval | {"brier": 0.1, "slope": 1.1, "intercept": 0.0},
     )
     said = calibration_table(calibration)
-    assert "(mlp head, 100% of the labels)" in said
+    assert "(mlp head, 100%: 4 labels)" in said
     assert "platt   0.100 [0.500, 0.500]  0.020" in said
     assert "0.990" not in said
     assert "0.770" not in said

@@ -357,7 +357,7 @@ def test_the_unit_is_what_is_counted_and_scored(world, pool: str) -> None:
     full = score(result.scores, head="logistic")
     assert full["n_test"] == 40 == len(result.predictions)
     assert full["n_train"] == (120 if pool == "embedding_mean" else 240)
-    assert set(result.predictions["id"]) == {f"patient:p{k}" for k in range(200) if k % 5 == 4}
+    assert set(result.predictions["id"]) == {f"p{k}" for k in range(200) if k % 5 == 4}
 
 
 def test_shots_are_drawn_many_times(world) -> None:
@@ -463,7 +463,7 @@ def test_as_published_an_image_is_scored_by_its_neighbours(world, run_dir: Path)
             table = result.scores
             found[control, name] = score(table, head="logistic", control=control)["value"]
     assert found["as-published", "all"] != found["", "all"]
-    with pytest.raises(embedcache.EmbedCacheError, match="as_published is a way to apply an Adaptor"):
+    with pytest.raises(embedcache.EmbedCacheError, match="as_published is a way to apply the paper's Adaptor"):
         embedcache.probe(world.manifest, world.image, label="y", config=config)
 
 
@@ -473,3 +473,118 @@ def test_a_head_that_says_the_same_of_everyone_is_undefined_and_told(world, tmp_
     full = score(result.scores, head="logistic")
     assert np.isnan([full["value"], full["low"], full["high"]]).all()
     assert "says the same of every image for y" in result.notes[0]
+
+
+def test_an_adaptor_that_learnt_from_the_test_images_is_told(world, run_dir: Path) -> None:
+    assert embedcache.probe(world.manifest, world.image, label="y", run_dir=run_dir, config=ONE).warning == ""
+    frame = world.manifest.frame
+    turned = frame.assign(split=frame["split"].replace({"train": "test", "test": "train"}))
+    told = embedcache.probe(
+        world.manifest.with_frame(turned),
+        world.image,
+        label="y",
+        run_dir=run_dir,
+        config=replace(ONE, valid_labels="full"),
+    ).warning
+    assert told.startswith("made: of 240 tested 240 are among the images that the Adaptor learnt from")
+
+
+def test_what_no_head_learnt_has_no_score_and_no_part_in_the_mean(world, tmp_path: Path) -> None:
+    """A label that is blank in training, in test, or in the other dataset, is undefined there for every head alike."""
+    frame = world.manifest.frame.copy()
+    train, test = (world.manifest.in_split(s) for s in ("train", "test"))
+    rng = np.random.default_rng(4)
+    for name, blank in (("unlearnt", train), ("untested", test), ("noise", np.zeros(400, bool))):
+        frame[f"label.{name}"] = np.where(blank, np.nan, rng.integers(0, 2, 400))
+    names = ("y", "unlearnt", "untested", "noise")
+    manifest = world.manifest.with_frame(frame, label_sets=(LabelSet("four", "multi-label", names),))
+    other, store = another_dataset(world, tmp_path)
+    other = other.with_frame(other.frame.rename(columns={"label.finding": "label.y"}))
+    config = replace(ONE, heads=("mlp", "logistic", "knn"), head=FEW_STEPS)
+    table = embedcache.probe(
+        manifest, world.image, label="four", test_manifest=other, test_store=store, config=config
+    ).scores
+    for head in config.heads:
+        value = {c: score(table, head=head, **{"class": c})["value"] for c in (*names, "macro")}
+        assert np.isnan([value["unlearnt"], value["untested"]]).all()
+        assert value["macro"] == pytest.approx((value["y"] + value["noise"]) / 2)
+        apart = score(table, head=head, test="difference", **{"class": "macro"})["value"]
+        assert apart == pytest.approx(score(table, head=head, test="difference", **{"class": "y"})["value"])
+    counts = score(table, head="knn", **{"class": "untested"})
+    assert (counts["n_test"], counts["n_positive"]) == (0, 0)
+    assert score(table, head="knn", **{"class": "unlearnt"})["n_train"] == 0
+
+
+def test_a_class_that_training_lacks_is_undefined(world) -> None:
+    frame = world.manifest.frame.copy()
+    frame["label.three"] = np.where(world.manifest.in_split("train"), frame["label.y"], np.arange(400) % 3)
+    config = replace(ONE, heads=("mlp", "logistic", "knn"), head=FEW_STEPS)
+    table = embedcache.probe(world.manifest.with_frame(frame), world.image, label="three", config=config).scores
+    for head in config.heads:
+        assert np.isnan(score(table, head=head, **{"class": "2"})["value"])
+        overall = score(table, head=head, metric="accuracy", **{"class": ""})
+        assert not np.isnan(overall["value"])
+        assert overall["headline"]
+
+
+def test_labels_of_another_dataset_are_of_the_same_kind(world, tmp_path: Path) -> None:
+    other, store = another_dataset(world, tmp_path)
+    classes = other.frame.drop(columns="label.finding").assign(**{"label.y": np.arange(100) % 3})
+    with pytest.raises(ManifestError, match=r"elsewhere: label 'y' is 2, expected one of 0, 1, as where it was learnt"):
+        embedcache.probe(
+            world.manifest,
+            world.image,
+            label="y",
+            test_manifest=other.with_frame(classes),
+            test_store=store,
+            config=ONE,
+        )
+
+
+def test_a_feature_that_does_not_vary_in_training_is_no_feature(world, tmp_path: Path) -> None:
+    """Else a spot on one test image would be multiplied by a million."""
+    dead = np.where(world.manifest.in_split("train")[:, None], 0.5, world.values[:, :1])
+    store = embedcache.save_store(
+        tmp_path / "dead", world.image.ids, np.concatenate([world.values, dead], 1), store_dtype="float32"
+    )
+    config = replace(ONE, heads=("linear",), head=FEW_STEPS)
+    with_it, without = (embedcache.probe(world.manifest, s, label="y", config=config) for s in (store, world.image))
+    assert score(with_it.scores)["value"] == pytest.approx(score(without.scores)["value"], abs=0.1)
+    assert with_it.predictions["probability"].between(0.001, 0.999).all()
+
+
+def test_a_rare_label_that_texts_tell_is_not_told_absent_of_all(world, tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    rare = (rng.random(400) < 0.08).astype(int)
+    values = (rng.normal(size=(400, 16)) + 2.0 * rare[:, None] * np.eye(16)[0]).astype(np.float32)
+    texts = (rng.normal(size=(400, 32)) + 3.0 * rare[:, None] * np.eye(32)[:2].sum(0)).astype(np.float32)
+    image = embedcache.save_store(tmp_path / "rare", world.image.ids, values, store_dtype="float32")
+    text = embedcache.save_store(tmp_path / "told", world.image.ids, texts, modality="text", store_dtype="float32")
+    config = replace(ONE, controls=("text-as-label", "shuffled-labels"), fractions=(0.2,), n_seeds=3)
+    manifest = world.manifest.with_frame(world.manifest.frame.assign(**{"label.y": rare}))
+    table = embedcache.probe(manifest, image, label="y", text_store=text, config=config).scores
+    assert score(table, head="logistic", control="text-as-label", fraction=0.2)["value"] > 0.7
+
+
+def test_texts_of_some_images_are_enough_for_their_control(world, tmp_path: Path) -> None:
+    some = world.text.ids[:200]
+    store = embedcache.save_store(tmp_path / "some", some, world.text.gather(world.text.rows(some)), modality="text")
+    config = replace(ONE, controls=("text-as-label",))
+    result = embedcache.probe(world.manifest, world.image, label="y", text_store=store, config=config)
+    assert "text-as-label: 120 of 240 training samples have no text there" in result.notes
+    assert score(result.scores, head="logistic", control="text-as-label")["value"] > 0.9
+
+
+def test_images_that_stage_one_could_not_read_are_counted(world, tmp_path: Path) -> None:
+    from embedcache.store.layout import Layout, store_document
+    from embedcache.store.save import write_store
+    from embedcache.store.shard import Failure, ShardRows
+
+    document = store_document(encoder={}, encoder_fingerprint="t", modality="image", store_layout=Layout("float32", 16))
+    kept = list(world.image.ids[3:])
+    failed = [Failure(i, "empty-file", "the file has no bytes") for i in world.image.ids[:3]]
+    rows = ShardRows(kept, np.zeros(397, np.uint16), world.values[3:], np.zeros((397, 16), np.uint8), failed)
+    write_store(tmp_path / "s", document, [rows], batch_size=400)
+    result = embedcache.probe(world.manifest, tmp_path / "s", label="y", config=ONE)
+    assert result.n_failed == 3
+    assert "made: 3 images left out, as stage one could not read them" in result.notes

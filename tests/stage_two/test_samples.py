@@ -69,7 +69,7 @@ def test_rows_without_features_are_no_samples() -> None:
 @pytest.mark.parametrize(
     ("unit", "by", "keys"),
     [
-        ("study", ["s1", "s1", "s2", "s2", "s2", "i5", "s3", "s3"], ["s1", "s2", "i5", "s3"]),
+        ("study", ["s1", "s1", "s2", "s2", "s2", "i5", "s3", "s3"], ["s1", "s2", "id:i5", "s3"]),
         ("patient", PEOPLE, ["patient:p1", "patient:p2", "patient:p3"]),
     ],
 )
@@ -87,7 +87,7 @@ def test_mean_features_and_largest_labels_of_a_unit(unit: str, by: list[str], ke
 def test_a_study_in_two_splits_is_two_samples_of_the_images_there() -> None:
     found = samples(ProbeConfig(unit="study"), split=["train", "test", *SPLITS[2:]])
     assert list(zip(found.split, found.keys, strict=True)) == [
-        ("train", "s1"), ("train", "s2"), ("valid", "i5"), ("test", "s1"), ("test", "s3")
+        ("train", "s1"), ("train", "s2"), ("valid", "id:i5"), ("test", "s1"), ("test", "s3")
     ]  # fmt: skip
     torch.testing.assert_close(found.features(X)[[0, 3]], X[:2])
     np.testing.assert_array_equal(found.values[[0, 3]], [[0, np.nan], [1, 0]])
@@ -103,14 +103,14 @@ def test_frontal_views_alone() -> None:
     assert found.frame["id"].tolist() == ["i0", "i3", "i4", "i5"]
     assert torch.equal(found.features(X), X[[0, 3, 4, 5]])
     of_study = samples(ProbeConfig(views="frontal", unit="study"))
-    assert of_study.keys.tolist() == ["s1", "s2", "i5"]
+    assert of_study.keys.tolist() == ["s1", "s2", "id:i5"]
     torch.testing.assert_close(of_study.features(X), torch.stack([X[0], X[3:5].mean(0), X[5]]))
     np.testing.assert_array_equal(of_study.values, [[0, np.nan], [0, 0], [np.nan, 1]])  # of those views
 
 
 def test_frontal_and_lateral_views_side_by_side() -> None:
     found = samples(ProbeConfig(views="frontal+lateral", unit="study"), view=[*VIEWS[:7], "OBLIQUE"])
-    assert found.keys.tolist() == ["s1", "s2", "i5", "s3"]
+    assert found.keys.tolist() == ["s1", "s2", "id:i5", "s3"]
     none = torch.zeros(2)
     frontal, lateral = (X[0], X[3:5].mean(0), X[5], none), (X[1], X[2], none, X[6])
     expected = [
@@ -161,7 +161,7 @@ def test_images_of_a_study_are_pooled_when_they_are_scored() -> None:
 def test_units_that_are_samples_are_not_pooled() -> None:
     found = samples(ProbeConfig(unit="study"))
     units = found.units(np.array([2, 0]), BOTH, "made")
-    assert units.keys.tolist() == ["i5", "s1"]
+    assert units.keys.tolist() == ["id:i5", "s1"]
     p = np.random.default_rng(0).random((2, 2))
     assert units.pooled(p, "embedding_mean") is p
 
