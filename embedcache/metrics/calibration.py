@@ -21,8 +21,8 @@ _AT_ONCE = 64  # rows looked through: nearly every draw holds one of them
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Probabilities of log odds, to full precision on either side."""
-    with np.errstate(invalid="ignore"):  # NaN stays NaN
-        return np.asarray(np.exp(-np.logaddexp(0, -logits)))
+    small = np.exp(-np.abs(logits))
+    return np.asarray(np.where(logits >= 0, 1.0, small) / (1 + small))
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:

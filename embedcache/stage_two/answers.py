@@ -134,10 +134,9 @@ def _trained(
         n = min(len(fit.losses) for _, fit in mine)  # a fold's share of all rows weighs its loss
         losses = np.sum([out.sum() * fit.losses[:n] for out, fit in mine], axis=0)
         best = int(np.nanargmin(losses))
-        of_fold, of_all = (
-            config.head.epochs_for(n) for n in (len(budgets[k].rows) - mine[0][0].sum(), len(budgets[k].rows))
-        )
-        n_epochs[k] = max(round((best + 1) / of_fold * of_all), 1)
+        n_rows = len(budgets[k].rows)
+        of_fold, of_all = (config.head.epochs_for(n) for n in (n_rows - int(mine[0][0].sum()), n_rows))
+        n_epochs[k] = max(round(int(mine[0][1].looks[best]) / of_fold * of_all), 1)
         for out, fit in mine:
             held[k][out] = fit.curve[best]
     union = np.unique(np.concatenate([asked, *(b.valid for b in budgets)]))

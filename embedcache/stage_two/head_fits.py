@@ -58,6 +58,7 @@ class Fitted:
 
     logits: np.ndarray
     n_epochs: int
+    looks: np.ndarray
     losses: np.ndarray
     curve: np.ndarray
 
@@ -136,12 +137,16 @@ class _Together:
         is_watched = torch.tensor([f.watched is not None for f in self._fits], device=device)
         last = torch.tensor([min(f.n_epochs or n_epochs, n_epochs) for f in self._fits], device=device)
         patience, keeps_curves = self._config.patience or n_epochs, any(f.keeps_curve for f in self._fits)
-        running, ended = torch.ones(m, dtype=torch.bool, device=device), torch.zeros_like(last)
+        running, n_looks = torch.ones(m, dtype=torch.bool, device=device), torch.zeros_like(last)
+        ends = {f.n_epochs or n_epochs for f in self._fits}
+        looks = [e for e in sorted({*self._config.looks(self._n_batches), *ends}) if e <= int(last.max())]
         best = {name: value.clone() for name, value in self._heads.state_dict().items()}
         best_loss, best_epoch = torch.full((m,), torch.inf, device=device), torch.zeros_like(last)
         losses, curves = [], []
         for epoch in range(1, int(last.max()) + 1):
             self._pass(epoch - 1)
+            if epoch not in looks:
+                continue
             loss, logits = self._watch()
             better = torch.where(is_watched, (loss < best_loss) & running, epoch == last)
             best_loss, best_epoch = torch.where(better, loss, best_loss), torch.where(better, epoch, best_epoch)
@@ -152,7 +157,7 @@ class _Together:
             losses.append(loss)
             if keeps_curves:
                 curves.append(logits)
-            ended = torch.where(running, epoch, ended)
+            n_looks += running
             running &= (epoch < last) & (~is_watched | (epoch - best_epoch < patience))
             if self._config.patience and not bool(running.any()):
                 break
@@ -161,12 +166,13 @@ class _Together:
         answers = self._heads.evaluated(self._x[rows]).cpu().numpy()
         if not np.isfinite(answers).all() or not bool((best_epoch > 0).all()):  # or never had a finite loss
             raise TrainingError(f"a head gave values that are not finite; lower its learning rate ({self._config.lr})")
-        chosen, n_run, by_epoch = best_epoch.tolist(), ended.tolist(), torch.stack(losses, 1).cpu().numpy()
+        chosen, n_run, by_look = best_epoch.tolist(), n_looks.tolist(), torch.stack(losses, 1).cpu().numpy()
         return [
             Fitted(
                 answers[k],
                 chosen[k],
-                by_epoch[k, : 0 if f.watched is None else n_run[k]],
+                np.array(looks[: 0 if f.watched is None else n_run[k]], np.int64),
+                by_look[k, : 0 if f.watched is None else n_run[k]],
                 self._curve(k, curves[: n_run[k]]),
             )
             for k, f in enumerate(self._fits)

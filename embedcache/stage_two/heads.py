@@ -68,6 +68,11 @@ class HeadConfig:
         """Passes over a set of so many batches."""
         return max(self.epochs, -(-self.min_steps // n_batches))
 
+    def looks(self, n_batches: int) -> list[int]:
+        """Epochs after which validation looks: each; some, where `min_steps` asks for more than `epochs` of them."""
+        n = self.n_epochs(n_batches)
+        return sorted({*range(-(-n // self.epochs), n, -(-n // self.epochs)), n})
+
     def lr_at(self, step: int, n_batches: int) -> float:
         """The learning rate of a step, from 0."""
         period = max(int(0.4 * n_batches * self.n_epochs(n_batches)), 1)

@@ -200,7 +200,9 @@ def test_a_fold_that_explodes_late_is_judged_before(monkeypatch: pytest.MonkeyPa
         ends_after.extend(f.n_epochs for f in fits)
         losses, said = np.array([2.0, 1.0, np.nan], np.float32), np.zeros((len(asked), 1), np.float32)
         n_watched = [0 if f.watched is None else len(f.watched) for f in fits]
-        return [Fitted(said, 2, losses, np.ones((3, w, 1), np.float32)) for w in n_watched]
+        return [
+            Fitted(said, 2, np.arange(1, 1 + len(losses)), losses, np.ones((3, w, 1), np.float32)) for w in n_watched
+        ]
 
     monkeypatch.setattr(module, "fit_heads", explodes)
     (found,) = ask("linear", x, budget)
