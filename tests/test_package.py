@@ -65,9 +65,9 @@ text = embedcache.save_store(root / "text", ids, rng.normal(size=(n, 12)).astype
 config = embedcache.TrainConfig(epochs=2, batch_size=8, projection_dim=24, ff_dim=32)
 embedcache.train(manifest, image, text, root / "run", config=config)
 probed = embedcache.probe(manifest, image, label="y", run_dir=root / "run", text_store=text,
-    config=embedcache.ProbeConfig(n_seeds=1, n_draws=20, head=HeadConfig(steps=5)))
+    config=embedcache.ProbeConfig(n_seeds=1, n_draws=20, head=HeadConfig(epochs=1, min_steps=5)))
 print(len(probed.scores))
 """
     done = run_python(code, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 5 * 2 * 3 * 3  # settings, heads, fractions, metrics
+    assert int(done.stdout) == 5 * 2 * 3 * 7  # settings, heads, fractions, metrics

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from embedcache.data.manifest import Manifest
 from embedcache.errors import JoinError
-from embedcache.output import write_whole
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.tensors import Join, text_codes, width
 from embedcache.store.store import Store
-
-TRAINED_ON = "trained_on.parquet"
 
 
 @dataclass(frozen=True)
@@ -114,24 +109,6 @@ def check_enough(pairs: Pairs, manifest: Manifest, joined: Join, config: TrainCo
             f"{manifest.name}: all {len(pairs)} training rows are positives of each other under positives "
             f"{config.positives!r}, so there is nothing to contrast"
         )
-
-
-def write_trained_on(run_dir: Path, pairs: Pairs) -> None:
-    """Keeps beside a run which images it learns from: their ids, and digests of their files where these are known.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    side = pairs.image
-    digests = side.store.input_digests[side.rows[side.index[:, 0]]]
-    table = pd.DataFrame({"id": pairs.ids, "digest": [d.tobytes().hex() if d.any() else "" for d in digests]})
-    write_whole(run_dir / TRAINED_ON, lambda path: table.to_parquet(path, index=False), mode=0o600)
-
-
-def trained_on(run_dir: str | Path) -> pd.DataFrame:
-    """Images that a run learnt from: `id`, and `digest` of the file, blank if unknown; no rows where none were kept."""
-    path = Path(run_dir) / TRAINED_ON
-    return pd.read_parquet(path) if path.is_file() else pd.DataFrame({"id": [], "digest": []}, dtype=object)
 
 
 def _side(store: Store, ids: np.ndarray, features: str, all_views: bool) -> Side:

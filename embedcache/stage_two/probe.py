@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from embedcache.data.audit import leak_warning, overlaps, unknown_overlaps
+from embedcache.data.audit import leak_warning
 from embedcache.data.labelmap import LabelMap
 from embedcache.data.labels import LABEL_PREFIX
 from embedcache.data.manifest import Manifest
@@ -28,7 +28,7 @@ from embedcache.stage_two.adaptor import Adaptor, read_adaptor
 from embedcache.stage_two.answers import Answer, answers
 from embedcache.stage_two.controls import metadata_features, shuffled, told_by_text
 from embedcache.stage_two.label_budget import Budget, budgets
-from embedcache.stage_two.pairs import trained_on
+from embedcache.stage_two.leaks import overlap_warnings, seen_warning
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.probe_tables import EXTERNAL, INTERNAL, HeldOut, ProbeResult, Row, Tables
 from embedcache.stage_two.samples import Samples
@@ -133,7 +133,7 @@ class _Probe:
         self.tables = Tables(self.target, config)
         self.warnings = [
             leak_warning(manifest, input_digests(store)),
-            _trained_on(run_dir, manifest, self.tests[0], store),
+            "" if run_dir is None else seen_warning(run_dir, manifest.name, self.tests[0].units.frame["id"], store),
         ]
         self._say_left_out(manifest, self.join)
 
@@ -151,7 +151,7 @@ class _Probe:
             )
         if labelmap is not None:
             manifest = (labelmap if isinstance(labelmap, LabelMap) else LabelMap.read(labelmap)).apply(manifest)
-        self.warnings += _overlap(self.manifest, manifest, self.store, store)
+        self.warnings += overlap_warnings(self.manifest, manifest, self.store, store)
         manifest = _with_labels(manifest, self.target)
         joined = join(manifest, store)
         self._say_left_out(manifest, joined)
@@ -357,32 +357,6 @@ def _standardised(features: Tensor, train: np.ndarray) -> Tensor:
     deviation, mean = torch.std_mean(features[torch.from_numpy(train).to(features.device)], dim=0)
     varies = deviation > _LEAST_DEVIATION * mean.abs().clamp_min(1.0)
     return torch.where(varies, (features - mean) / torch.where(varies, deviation, 1.0), 0.0)
-
-
-def _overlap(ours: Manifest, theirs: Manifest, our_store: Store, their_store: Store) -> list[str]:
-    """What the other dataset has in common with ours, in words: it is no other hospital then."""
-    files = [{i: digest.hex() for i, digest in input_digests(s).items()} for s in (our_store, their_store)]
-    found = [
-        f"{s.n} {s.kind}s stand in {s.left} and in {s.right}: the external score is too good"
-        for s in overlaps([ours, theirs], files)
-        if s.is_leak and s.left in (f"{ours.name}:train", f"{ours.name}:valid")
-    ]
-    return found + unknown_overlaps([ours, theirs])
-
-
-def _trained_on(run_dir: str | Path | None, manifest: Manifest, test: HeldOut, store: Store) -> str:
-    """A warning where the Adaptor learnt from images that it is tested on: by their files, else by their ids."""
-    if run_dir is None:
-        return ""
-    seen, digests = trained_on(run_dir), input_digests(store)
-    files, ids = set(seen["digest"]) - {""}, set(seen["id"][seen["digest"] == ""])
-    shared = sum(digests[i].hex() in files if i in digests else i in ids for i in test.units.frame["id"])
-    if not shared:
-        return ""
-    return (
-        f"{manifest.name}: of {len(test.units.keys)} tested {shared} are among the images that the Adaptor "
-        "learnt from: scores on test are too good"
-    )
 
 
 def _with_labels(manifest: Manifest, target: Target) -> Manifest:

@@ -26,7 +26,8 @@ from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.distributed import Group, joined_group
 from embedcache.stage_two.feed import Feed, fits
 from embedcache.stage_two.fit import Course, Entry, fit, without_nan
-from embedcache.stage_two.pairs import Pairs, check_enough, pairs_of_split, write_trained_on
+from embedcache.stage_two.leaks import write_trained_on
+from embedcache.stage_two.pairs import Pairs, check_enough, pairs_of_split
 from embedcache.stage_two.tensors import Join, join, opened
 from embedcache.store.store import Store
 

@@ -44,7 +44,8 @@ def test_the_whole_way_by_hand(make_manifest, checkpoints: Path, tmp_path: Path)
     done = call("train", tmp_path / "m.parquet", image, text, "--run-dir", run, "--epochs", 1, "--batch-size", 8)
     assert done.exit_code == 0, done.output
     assert "training pairs" in done.output
-    done = call("probe", tmp_path / "m.parquet", image, "--label", "opacity", "--run-dir", run, "--json")
+    few = ("--set", "heads=knn", "--set", "n_seeds=2", "--set", "n_draws=100")
+    done = call("probe", tmp_path / "m.parquet", image, "--label", "opacity", "--run-dir", run, "--json", *few)
     assert {"control", "head", "fraction", "metric", "value", "low", "high", "n_train"} <= set(
         json.loads(done.stdout)["scores"][0]
     )
