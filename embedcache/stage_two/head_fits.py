@@ -19,7 +19,7 @@ from embedcache.stage_two.heads import HeadConfig, HeadStack
 from embedcache.stage_two.targets import Target
 
 _TOGETHER = 32  # heads of one stack: bounds memory
-_WATCHED_AT_ONCE = 1024  # rows of each head
+_WATCHED_AT_ONCE = 1024  # rows of all heads: what becomes of them stays in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ class _Together:
                 [nothing if f.watched_labels is None else f.watched_labels for f in fits],
             )
         )
+        self._watch_alike = bool((self._watched == self._watched[:1]).all())
         weights = [target.class_weights(f.labels, balanced=class_weight == "balanced") for f in fits]
         self._weights = torch.from_numpy(np.stack(weights)).float().to(device)
         self._optimizer = torch.optim.AdamW(
@@ -224,8 +225,11 @@ class _Together:
         self._heads.eval()
         m, w = self._watched.shape
         parts = [torch.empty(m, 0, self._target.n_outputs, device=self._x.device)]
-        for index in self._watched.split(_WATCHED_AT_ONCE, dim=1) if w else ():
-            features = self._x.index_select(0, index.flatten()).view(*index.shape, -1)
+        for index in self._watched.split(max(_WATCHED_AT_ONCE // m, 64), dim=1) if w else ():
+            if self._watch_alike:
+                features = self._x.index_select(0, index[0])
+            else:
+                features = self._x.index_select(0, index.flatten()).view(*index.shape, -1)
             parts.append(self._heads(features))
         logits = torch.cat(parts, dim=1)
         return self._target.loss(logits, self._watched_y, self._weights), logits
