@@ -13,6 +13,7 @@ import numpy as np
 from embedcache.metrics.classification import ratio, totals
 
 _TEMPERATURES = (0.05, 20.0)  # separated classes would have 0, classes that the logits invert infinity
+_LARGEST_LOGIT = 30.0
 _HALVINGS = 60
 _NEWTON_STEPS = 100
 _FEW, _MORE_STEPS = 5000, 4  # rows up to which one step is too far from a refit
@@ -23,6 +24,12 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Probabilities of log odds, to full precision on either side."""
     small = np.exp(-np.abs(logits))
     return np.asarray(np.where(logits >= 0, 1.0, small) / (1 + small))
+
+
+def logit(p: np.ndarray) -> np.ndarray:
+    """Log odds of probabilities, kept within 30 of 0."""
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log(p) - np.log1p(-p), -_LARGEST_LOGIT, _LARGEST_LOGIT)
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:

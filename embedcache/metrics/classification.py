@@ -132,11 +132,66 @@ def balanced_accuracy(labels: np.ndarray, predictions: np.ndarray, weights: np.n
     return ratio(recall.sum(axis=1), (present > 0).sum(axis=1))
 
 
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """Binary predictions counted against their labels, of one model, (k,) each, or of s models, (k, s).
+
+    Args:
+        hits: positives that are predicted positive.
+        false_alarms: negatives that are predicted positive.
+        n_positive: (k,) or (k, 1).
+        n_negative: (k,) or (k, 1).
+    """
+
+    hits: np.ndarray
+    false_alarms: np.ndarray
+    n_positive: np.ndarray
+    n_negative: np.ndarray
+
+    @classmethod
+    def of(cls, labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray | None = None) -> Calls:
+        """Counts under each weighting.
+
+        Args:
+            labels: 0 or 1, (n,).
+            predictions: 0 or 1, (n,) or (s, n).
+            weights: as for `auroc`.
+        """
+        positive, negative, called = labels == 1, labels == 0, np.atleast_2d(predictions == 1)
+        sums = totals(weights, *(called & positive), *(called & negative), positive, negative)
+        s = len(called)
+        parts = sums[:, :s], sums[:, s : 2 * s], sums[:, [-2]], sums[:, [-1]]
+        return cls(*(part[:, 0] for part in parts)) if predictions.ndim == 1 else cls(*parts)
+
+    @property
+    def sensitivity(self) -> np.ndarray:
+        """Share of the positives that are predicted positive."""
+        return ratio(self.hits, self.n_positive)
+
+    @property
+    def specificity(self) -> np.ndarray:
+        """Share of the negatives that are predicted negative."""
+        return ratio(self.n_negative - self.false_alarms, self.n_negative)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """F1 of class 1; NaN where no row is positive nor predicted so."""
+        return ratio(2 * self.hits, self.hits + self.false_alarms + self.n_positive)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Share of rows that are predicted as they are labelled."""
+        return ratio(self.hits + self.n_negative - self.false_alarms, self.n_positive + self.n_negative)
+
+    @property
+    def balanced_accuracy(self) -> np.ndarray:
+        """Mean of sensitivity and specificity; NaN where either is."""
+        return (self.sensitivity + self.specificity) / 2
+
+
 def f1(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """F1 of class 1; NaN where no row is positive nor predicted so. Arguments as for `sensitivity`."""
-    positive, called = labels == 1, predictions == 1
-    hits, n_positive, n_called = totals(weights, positive & called, positive, called).T
-    return ratio(2 * hits, n_positive + n_called)
+    return Calls.of(labels, predictions, weights).f1
 
 
 def sensitivity(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -147,14 +202,12 @@ def sensitivity(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray
         predictions: 0 or 1, (n,).
         weights: as for `auroc`.
     """
-    hits, n_positive = totals(weights, (labels == 1) & (predictions == 1), labels == 1).T
-    return ratio(hits, n_positive)
+    return Calls.of(labels, predictions, weights).sensitivity
 
 
 def specificity(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Share of the negatives that are predicted negative; arguments as for `sensitivity`."""
-    hits, n_negative = totals(weights, (labels == 0) & (predictions == 0), labels == 0).T
-    return ratio(hits, n_negative)
+    return Calls.of(labels, predictions, weights).specificity
 
 
 def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -205,7 +258,7 @@ def totals(weights: np.ndarray | None, *columns: np.ndarray) -> np.ndarray:
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """NaN where there is nothing to divide by."""
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    return np.divide(part, whole, out=np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan), where=whole > 0)
 
 
 def _checked(weights: np.ndarray | None, n_rows: int) -> np.ndarray:

@@ -6,7 +6,7 @@ Shape notation: n rows, g patients, k draws, s seeds. Intervals hold 95% and lie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -109,16 +109,11 @@ class PatientDraws:
             yield self.counts[start : start + _DRAWS_AT_ONCE].take(self._row_patient, axis=1)
 
 
-def stacked(scores: Sequence[Score]) -> Score:
-    """Several scores of the same rows as one, such as one for each seed: weights (k, n) to (k, s)."""
-    return lambda weights: np.stack([score(weights) for score in scores], axis=1)
-
-
 def bootstrap(score: Score, draws: PatientDraws) -> Sampled:
     """Scores all rows, and each draw.
 
     Args:
-        score: takes weights (k, n), gives (k, ...); such as `Ranking.auroc`, or `stacked` ones.
+        score: takes weights (k, n), gives (k, ...); such as `Ranking.auroc`.
     """
     value = score(np.ones((1, draws.n_rows), np.uint8))[0]
     return Sampled(np.asarray(value), np.concatenate([score(part) for part in draws.parts()]))

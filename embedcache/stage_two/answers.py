@@ -93,9 +93,9 @@ def _best(
 ) -> Answer:
     """The setting of least loss on the samples to choose by."""
     rows, labels = budget.rows, budget.labels
-    weights = target.class_weights(labels, balanced=class_weight == "balanced")
     if budget.choice == "fixed":
         return _fixed(candidates(rows, labels, asked, [fixed])[0], budget, fixed, target)
+    weights = target.class_weights(labels, class_weight)
     if budget.choice == "valid":
         v = len(budget.valid)
         of_all = candidates(rows, labels, np.concatenate([budget.valid, asked]), offered)

@@ -17,11 +17,12 @@ from embedcache.metrics.calibration import (
     ece,
     fit_platt,
     fit_temperature,
+    logit,
     sigmoid,
     to_prevalence,
 )
 from embedcache.metrics.intervals import PatientDraws, bootstrap, over_patients
-from embedcache.stage_two.scoring import ChosenOn, Said, logit
+from embedcache.stage_two.scoring import ChosenOn, Said
 from embedcache.stage_two.targets import Target
 
 Method = Literal["none", "temperature", "platt"]

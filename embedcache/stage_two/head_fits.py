@@ -87,10 +87,10 @@ def fit_heads(
     for k, fit in enumerate(fits):
         groups[config.n_batches(len(fit.rows))].append(k)
     found: dict[int, Fitted] = {}
-    for n_batches, members in groups.items():
+    for members in groups.values():
         for start in range(0, len(members), _TOGETHER):
             chosen = members[start : start + _TOGETHER]
-            stack = _Together(kind, x, [fits[k] for k in chosen], target, config, class_weight, n_batches)
+            stack = _Together(kind, x, [fits[k] for k in chosen], target, config, class_weight)
             found |= zip(chosen, stack.fitted(asked), strict=True)
     return [found[k] for k in range(len(fits))]
 
@@ -106,9 +106,9 @@ class _Together:
         target: Target,
         config: HeadConfig,
         class_weight: str,
-        n_batches: int,
     ) -> None:
-        self._x, self._fits, self._target, self._config, self._n_batches = x, fits, target, config, n_batches
+        self._x, self._fits, self._target, self._config = x, fits, target, config
+        self._n_batches = config.n_batches(len(fits[0].rows))
         device = str(x.device)
         self._heads = HeadStack(
             kind, x.shape[1], target.n_outputs, seeds=[f.seed for f in fits], dropout=config.dropout, device=device
@@ -123,7 +123,7 @@ class _Together:
             )
         )
         self._watch_alike = bool((self._watched == self._watched[:1]).all())
-        weights = [target.class_weights(f.labels, balanced=class_weight == "balanced") for f in fits]
+        weights = [target.class_weights(f.labels, class_weight) for f in fits]
         self._weights = torch.from_numpy(np.stack(weights)).float().to(device)
         self._optimizer = torch.optim.AdamW(
             self._heads.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True

@@ -158,8 +158,7 @@ def _check_two_classes(values: np.ndarray, target: Target, where: str, dataset: 
             f"{dataset}: nothing in {where}; a probe learns from the split 'train' and is scored on 'test': make "
             "splits in the column 'split', or by 'data.split' of a recipe"
         )
-    sides = target.one_vs_rest(values)
-    if not any({0.0, 1.0} <= set(np.unique(column).tolist()) for column in sides.T):
+    if not target.both_sides(values).any():
         classes = [f"{value:g}" for value in np.unique(values[~np.isnan(values)])]
         raise ManifestError(
             f"{dataset}: label {target.name!r} has classes {', '.join(classes) or 'none'} in {where}, expected at "

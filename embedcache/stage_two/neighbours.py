@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedcache.metrics.calibration import logit
 from embedcache.stage_two.targets import Target
 
 TEMPERATURE = 0.07
@@ -40,7 +41,7 @@ def neighbour_logits(
     Returns:
         (p, c) for each k.
     """
-    weights = target.class_weights(labels, balanced=class_weight == "balanced")
+    weights = target.class_weights(labels, class_weight)
     votes = target.one_vs_rest(labels)  # (n, c)
     if target.task == "multi-class":
         voters = np.broadcast_to(weights @ np.nan_to_num(votes).T, votes.T.shape).T
@@ -55,7 +56,7 @@ def neighbour_logits(
         own = voters[np.ix_(known, of)]
         found[..., of] = _shares(queries, unit_x, rows[known], votes[np.ix_(known, of)] * own, own, ks)
     shares = np.clip(found, _LEAST, 1 - _LEAST)
-    return list(np.log(shares) if target.task == "multi-class" else np.log(shares) - np.log1p(-shares))
+    return list(np.log(shares) if target.task == "multi-class" else logit(shares))
 
 
 def _shares(

@@ -196,7 +196,7 @@ class _Probe:
 
         @cache
         def result() -> Tensor:
-            return self._of_samples(self.raw if adaptor is None else [_adapted(adaptor, x) for x in self.raw])
+            return self._of_samples(self.raw if adaptor is None else self._adapted_by(adaptor))
 
         def raw() -> Tensor:
             return self._of_samples(self.raw)
@@ -204,11 +204,10 @@ class _Probe:
         adaptor, controls = self.adaptor, []
         if adaptor is not None:
             controls.append(_Setting("no-adaptor", raw, own, everywhere))
-            fresh = adaptor.untrained()
             controls.append(
                 _Setting(
                     "untrained-adaptor",
-                    lambda: self._of_samples([_adapted(fresh, x) for x in self.raw]),
+                    lambda: self._of_samples(self._adapted_by(adaptor.untrained())),
                     own,
                     everywhere,
                 )
@@ -232,6 +231,12 @@ class _Probe:
 
     def _of_samples(self, rows: Sequence[Tensor]) -> Tensor:
         return torch.cat([samples.features(x) for samples, x in zip(self.sets, rows, strict=True)])
+
+    @torch.inference_mode()
+    def _adapted_by(self, adaptor: Adaptor) -> list[Tensor]:
+        """An Adaptor's output for every joined row of each set, computed once, (r, p)."""
+        adaptor = adaptor.to(self.device).eval()
+        return [torch.cat([adaptor.encode_image(part) for part in x.split(_CHUNK)]).clone() for x in self.raw]
 
     def _of_random_encoder(self) -> Tensor:
         assert self.random_store is not None
@@ -285,8 +290,7 @@ class _Probe:
             parts = [np.split(a.logits, ends) for _, a in runs]
             own = [self._own(b) for b, _ in runs]
             names = self._names(setting.control, head, own)
-            sides = [self.target.one_vs_rest(b.labels) for b in own]
-            learnt = np.all([(y == 0).any(axis=0) & (y == 1).any(axis=0) for y in sides], axis=0)
+            learnt = np.all([self.target.both_sides(b.labels) for b in own], axis=0)
             scored: list[Scored] = []
             for k, test in enumerate(self.tests[: setting.n_tests]):
                 of_test = [replace(a, logits=part[k]) for (_, a), part in zip(runs, parts, strict=True)]
@@ -343,13 +347,6 @@ def _adaptor_for(store: Store, run_dir: str | Path) -> Adaptor:
     if adaptor.encoders["image"].get("features") == "tokens":
         raise SettingsError(f"{run_dir}: its Adaptor was trained on tokens, a probe reads embeddings: train on those")
     return adaptor
-
-
-@torch.inference_mode()
-def _adapted(adaptor: Adaptor, image: Tensor) -> Tensor:
-    """The Adaptor's output for every row, computed once, (r, p)."""
-    adaptor = adaptor.to(image.device).eval()
-    return torch.cat([adaptor.encode_image(part) for part in image.split(_CHUNK)]).clone()
 
 
 def _standardised(features: Tensor, train: np.ndarray) -> Tensor:

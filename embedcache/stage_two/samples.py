@@ -74,7 +74,7 @@ class Samples:
             values = values[row]
         else:
             sample, first = _grouped(split + "\0" + keys[row])
-            values = _united(values[row], sample, len(first), keys[row][first], target, manifest.name)
+            values = _united(values[row], sample, keys[row][first], target, manifest.name)
         parts = tuple((row[kind[row]], sample[kind[row]]) for kind in kinds)
         at = row[first]
         return cls(frame.iloc[at].reset_index(drop=True), split[first], groups[at], keys[at], values, parts)
@@ -97,7 +97,7 @@ class Samples:
     def units(self, chosen: np.ndarray, target: Target, name: str) -> Units:
         """What some samples, numbers (m,), are scored as."""
         index, first = _grouped(self.keys[chosen])
-        values = _united(self.values[chosen], index, len(first), self.keys[chosen][first], target, name)
+        values = _united(self.values[chosen], index, self.keys[chosen][first], target, name)
         at = chosen[first]
         return Units(self.frame.iloc[at].reset_index(drop=True), self.groups[at], self.keys[at], values, index)
 
@@ -124,13 +124,8 @@ class Units:
         """Probabilities of samples (m, c) to those of units (u, c)."""
         if len(self.keys) == len(self.index):  # a unit is a sample
             return probabilities
-        if pool == "prob_max":
-            found = np.full((len(self.keys), probabilities.shape[1]), -np.inf, probabilities.dtype)
-            np.maximum.at(found, self.index, probabilities)
-            return found
-        counts = np.bincount(self.index, minlength=len(self.keys))[:, None]
-        sums = np.stack([np.bincount(self.index, p, len(self.keys)) for p in probabilities.T], axis=1)
-        return sums / counts
+        of_units = pd.DataFrame(probabilities).groupby(self.index)
+        return np.asarray(of_units.max() if pool == "prob_max" else of_units.mean())
 
 
 def _keys(frame: pd.DataFrame, groups: np.ndarray, unit: Unit) -> np.ndarray:
@@ -151,27 +146,30 @@ def _grouped(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes, first
 
 
-def _united(
-    values: np.ndarray, index: np.ndarray, n: int, names: Sequence[str], target: Target, dataset: str
-) -> np.ndarray:
-    """Labels of units: the largest of their images', NaN where all are blank, (n, t).
+def largest_labels(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Labels of samples (m, t) to those of their units (u, t): the largest, NaN where all are blank.
+
+    Args:
+        index: the unit of each sample, from 0, (m,).
+    """
+    return np.asarray(pd.DataFrame(values).groupby(index).max())
+
+
+def _united(values: np.ndarray, index: np.ndarray, names: Sequence[str], target: Target, dataset: str) -> np.ndarray:
+    """As `largest_labels`.
 
     Raises:
         ManifestError: images of one unit have two classes.
     """
-    largest = np.full((n, values.shape[1]), -np.inf)
-    known = ~np.isnan(values)
-    for column in range(values.shape[1]):
-        there = known[:, column]
-        np.maximum.at(largest[:, column], index[there], values[there, column])
+    largest = largest_labels(values, index)
     if target.task == "multi-class":
-        there = known[:, 0]
+        there = ~np.isnan(values[:, 0])
         odd = index[there][values[there, 0] != largest[index[there], 0]]
         if len(odd):
             raise ManifestError(
                 f"{dataset}: the images of {names[odd[0]]!r} have two classes of {target.name!r}; probe unit 'image'"
             )
-    return np.where(np.isinf(largest), np.nan, largest)
+    return largest
 
 
 def _mean(x: Tensor, rows: np.ndarray, sample: np.ndarray, n: int) -> tuple[Tensor, Tensor]:

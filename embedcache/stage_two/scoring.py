@@ -10,21 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-from embedcache.metrics.classification import Ranking, totals, youden_threshold
+from embedcache.metrics.classification import Calls, Ranking, ratio, totals, youden_threshold
 from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
 from embedcache.stage_two.answers import Answer
 from embedcache.stage_two.label_budget import LEAST
 from embedcache.stage_two.probe_config import Pool, ProbeConfig
-from embedcache.stage_two.samples import Samples, Units
+from embedcache.stage_two.samples import Samples, Units, largest_labels
 from embedcache.stage_two.targets import Target
 
 RANKED = ("auroc", "average_precision")
 CALLED = ("sensitivity", "specificity", "f1", "accuracy", "balanced_accuracy")  # at the threshold
 OVERALL = ("accuracy", "balanced_accuracy", "f1")  # of the likeliest class
 MACRO = "macro"
-_LARGEST_LOGIT = 30.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +58,10 @@ class Scored:
 
     def macro(self, metric: str, target: Target, among: np.ndarray) -> Sampled:
         """The mean over some outputs, (c,) bool; undefined without any."""
-        chosen = [self.of(metric, target.classes[k]) for k in np.flatnonzero(among)]
-        if not chosen:
-            nothing = self.sampled[..., 0]
-            return Sampled(np.full_like(nothing.value, np.nan), np.full_like(nothing.samples, np.nan))
-        return Sampled(*(np.mean([getattr(c, part) for c in chosen], axis=0) for part in ("value", "samples")))
+        places = [self.names.index((metric, target.classes[k])) for k in np.flatnonzero(among)]
+        if not places:
+            return Sampled(*(np.full(part.shape[:-1], np.nan) for part in (self.sampled.value, self.sampled.samples)))
+        return Sampled(*(part[..., places].mean(axis=-1) for part in (self.sampled.value, self.sampled.samples)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +75,7 @@ class ChosenOn:
     def of(cls, answer: Answer, samples: Samples, target: Target, pool: Pool) -> ChosenOn:
         """Pools what an answer was chosen on into units."""
         units = samples.units(answer.chosen_on, target, "the samples to choose by")
-        values = answer.chosen_labels  # those of a control may be others than the samples' own
-        if len(units.keys) < len(values):
-            values = pd.DataFrame(values).groupby(units.index).max().to_numpy()
+        values = largest_labels(answer.chosen_labels, units.index)  # of a control they are not the samples' own
         return cls(values, units.pooled(target.probabilities(answer.chosen_logits.astype(np.float64)), pool))
 
     def usable(self, k: int, target: Target) -> tuple[np.ndarray, np.ndarray] | None:
@@ -122,30 +117,36 @@ def score(answered: Said, values: np.ndarray, target: Target, draws: PatientDraw
         draws: of the patients of the units.
         learnt: outputs whose training labels held both, (c,) bool.
     """
-    sides = target.one_vs_rest(values)
-    scorable = learnt & (sides == 0).any(axis=0) & (sides == 1).any(axis=0)
+    sides, scorable = target.one_vs_rest(values), learnt & target.both_sides(values)
     single = target.n_outputs == 1
     names = [(m, "" if single else name) for name in target.classes for m in (*RANKED, *CALLED)]
     parts = [
         class_scores(np.where(scorable[k], sides[:, k], np.nan), p, answered.thresholds[:, k])
         for k, p in enumerate(np.moveaxis(answered.probabilities, 2, 0))
     ]
-    if not single:
-        names += [(m, MACRO) for m in (*RANKED, *CALLED)]
-    overall = None
     if target.task == "multi-class":
         names += [(m, "") for m in OVERALL]
-        overall = _overall(values[:, 0], answered.probabilities, scorable)
+        parts.append(_overall(values[:, 0], answered.probabilities, scorable))
+    found = Scored(
+        tuple(names),
+        bootstrap(lambda weights: np.concatenate([part(weights) for part in parts], axis=2), draws),
+        scorable,
+    )
+    return found if single else _with_macro(found, target)
 
-    def all_scores(weights: np.ndarray) -> np.ndarray:
-        of_classes = [part(weights) for part in parts]
-        found = list(of_classes)
-        if not single:
-            some = [of_class for of_class, there in zip(of_classes, scorable, strict=True) if there]
-            found.append(np.mean(some, axis=0) if some else np.full_like(of_classes[0], np.nan))
-        return np.concatenate([*found, *([] if overall is None else [overall(weights)])], axis=2)
 
-    return Scored(tuple(names), bootstrap(all_scores, draws), scorable)
+def _with_macro(scored: Scored, target: Target) -> Scored:
+    """With the mean over scorable outputs of each of their scores."""
+    metrics = (*RANKED, *CALLED)
+    means = [scored.macro(metric, target, scored.scorable) for metric in metrics]
+    value, samples = (
+        np.concatenate([part, np.stack(of_means, axis=-1)], axis=-1)
+        for part, of_means in (
+            (scored.sampled.value, [m.value for m in means]),
+            (scored.sampled.samples, [m.samples for m in means]),
+        )
+    )
+    return Scored((*scored.names, *((m, MACRO) for m in metrics)), Sampled(value, samples), scored.scorable)
 
 
 def class_scores(y: np.ndarray, p: np.ndarray, thresholds: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -163,21 +164,12 @@ def class_scores(y: np.ndarray, p: np.ndarray, thresholds: np.ndarray) -> Callab
     y, p = y[known], p[:, known]
     rankings = [Ranking.of(y, of_seed) for of_seed in p]
     called = p >= thresholds[:, None]
-    columns = [*(called & (y == 1)), *(called & (y == 0)), y == 1, y == 0]
-    s = len(p)
 
     def scores(weights: np.ndarray) -> np.ndarray:
         weights = weights if everything else np.ascontiguousarray(weights[:, known])
-        sums = totals(weights, *columns)
-        hits, false_alarms, positive, negative = sums[:, :s], sums[:, s : 2 * s], sums[:, [-2]], sums[:, [-1]]
-        with np.errstate(invalid="ignore"):  # nothing of a kind: undefined
-            sensitivity, specificity = hits / positive, 1 - false_alarms / negative
-            f1 = 2 * hits / (hits + false_alarms + positive)
-            accuracy = (hits + negative - false_alarms) / (positive + negative)
-        auroc = np.stack([r.auroc(weights) for r in rankings], axis=1)
-        precision = np.stack([r.average_precision(weights) for r in rankings], axis=1)
-        balanced = (sensitivity + specificity) / 2
-        return np.stack([auroc, precision, sensitivity, specificity, f1, accuracy, balanced], axis=2)
+        calls = Calls.of(y, called, weights)
+        ranked = [np.stack([getattr(r, metric)(weights) for r in rankings], axis=1) for metric in RANKED]
+        return np.stack([*ranked, *(getattr(calls, metric) for metric in CALLED)], axis=2)
 
     return scores
 
@@ -198,9 +190,8 @@ def _overall(y: np.ndarray, p: np.ndarray, scorable: np.ndarray) -> Callable[[np
         sums = totals(np.ascontiguousarray(weights[:, known]), *right, *guessed, *there)
         hits, guesses = (part.reshape(len(weights), s, c) for part in np.split(sums[:, : 2 * s * c], 2, axis=1))
         of_class = sums[:, None, 2 * s * c :]
-        with np.errstate(invalid="ignore"):
-            accuracy = hits.sum(axis=2) / of_class.sum(axis=2)
-            recall, f1 = hits / of_class, 2 * hits / (guesses + of_class)
+        accuracy = ratio(hits.sum(axis=2), of_class.sum(axis=2))
+        recall, f1 = ratio(hits, of_class), ratio(2 * hits, guesses + of_class)
         return np.stack([accuracy, _mean(recall[..., scorable]), _mean(f1[..., scorable])], axis=2)
 
     return scores
@@ -211,9 +202,3 @@ def _mean(scores: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.asarray(np.nanmean(scores, axis=-1))
-
-
-def logit(p: np.ndarray) -> np.ndarray:
-    """Log odds, kept within 30 of 0."""
-    with np.errstate(divide="ignore"):
-        return np.clip(np.log(p) - np.log1p(-p), -_LARGEST_LOGIT, _LARGEST_LOGIT)

@@ -74,6 +74,11 @@ class Target:
             return values
         return np.where(np.isnan(values), np.nan, values == np.arange(self.n_outputs))
 
+    def both_sides(self, values: np.ndarray) -> np.ndarray:
+        """Which outputs are present in some rows and absent in others, (n, t) to (c,) bool."""
+        sides = self.one_vs_rest(values)
+        return (sides == 0).any(axis=0) & (sides == 1).any(axis=0)
+
     def known(self, values: np.ndarray) -> np.ndarray:
         """Which rows have any label, (n, t) to (n,) bool."""
         return ~np.isnan(values).all(axis=1)
@@ -107,19 +112,20 @@ class Target:
         over = tuple(range(1, each.ndim))
         return torch.where(there, each, 0).sum(over) / there.sum(over).clamp_min(1)
 
-    def class_weights(self, values: np.ndarray, *, balanced: bool) -> np.ndarray:
+    def class_weights(self, values: np.ndarray, class_weight: str) -> np.ndarray:
         """How much a row of each class counts, as `loss` takes it for one head.
 
         Balanced, all classes count alike in sum: n / (number of classes x rows of the class), as in scikit-learn.
 
         Args:
             values: training labels, (n, t).
+            class_weight: `none` or `balanced`.
         """
         if self.task == "multi-class":
             counts = np.array([(values[:, 0] == k).sum() for k in range(self.n_outputs)], np.float64)
         else:
             counts = np.stack([(values == 0).sum(axis=0), (values == 1).sum(axis=0)], axis=1).astype(np.float64)
-        if not balanced:
+        if class_weight != "balanced":
             return np.ones_like(counts)
         n, n_classes = counts.sum(axis=-1, keepdims=True), (counts > 0).sum(axis=-1, keepdims=True)
         return np.divide(n, n_classes * counts, out=np.ones_like(counts), where=counts > 0)

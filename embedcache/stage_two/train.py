@@ -5,8 +5,7 @@ Shape notation: n pairs.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.distributed import Group, joined_group
 from embedcache.stage_two.feed import Feed, fits
 from embedcache.stage_two.fit import Course, Entry, fit, without_nan
+from embedcache.stage_two.journal import Journal, event_writer
 from embedcache.stage_two.leaks import write_trained_on
 from embedcache.stage_two.pairs import Pairs, check_enough, pairs_of_split
 from embedcache.stage_two.tensors import Join, join, opened
@@ -279,7 +279,7 @@ def _train_group(
             write_trained_on(course.run_dir, data.train.pairs)
     group.wait()
     identity = fingerprint(identities)
-    journals = {name: _Journal(course) for name, course in courses.items()}
+    journals = {name: Journal(course) for name, course in courses.items()}
 
     def log(name: str, entry: Entry) -> None:
         journals[name].add(entry)
@@ -365,7 +365,7 @@ def _begin(course: Course, stores: tuple[Store, Store], identity: str) -> None:
     resolved = {"train": asdict(course.config), "stores": described, "identity": identity}
     write_text(path, yaml.safe_dump(resolved, sort_keys=False))
     if course.config.tensorboard:
-        _tensorboard()  # whether it is there
+        event_writer()  # whether it is there
 
 
 def _fit_norms(adaptor: Adaptor, feed: Feed) -> None:
@@ -373,41 +373,6 @@ def _fit_norms(adaptor: Adaptor, feed: Feed) -> None:
     for k, norm in enumerate((adaptor.image_norm, adaptor.text_norm)):
         sides = (chunk[k] for chunk in feed.chunks())
         norm.fit(rows.values if rows.mask is None else rows.values[rows.mask] for rows in sides)
-
-
-class _Journal:
-    """Writes what a run says of itself, epoch by epoch."""
-
-    def __init__(self, course: Course) -> None:
-        self._course = course
-        self._lines: Any = None
-        self._events: Any = None
-
-    def add(self, entry: Entry) -> None:
-        """One more line of `metrics.jsonl`, and of TensorBoard's event files where these are asked for."""
-        if self._lines is None:
-            self._lines = (self._course.run_dir / "metrics.jsonl").open("w", encoding="utf-8")
-            if self._course.config.tensorboard and not self._course.stopped:
-                self._events = _tensorboard()(str(self._course.run_dir / "tensorboard"))
-        self._lines.write(json.dumps(without_nan(entry)) + "\n")
-        self._lines.flush()
-        if self._events is not None:
-            for name, value in entry.items():
-                self._events.add_scalar(name.replace("@", "_at_"), value, int(entry["epoch"]))
-
-    def close(self) -> None:
-        """Closes the files."""
-        for file in (self._lines, self._events):
-            if file is not None:
-                file.close()
-
-
-def _tensorboard() -> Callable[[str], Any]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise SettingsError("tensorboard is not installed; run pip install 'embedcache[tensorboard]'") from error
-    return SummaryWriter
 
 
 def _described(store: Store) -> dict[str, str]:

@@ -20,7 +20,6 @@ from embedcache.metrics.intervals import (
     over_patients_and_seeds,
     over_seeds,
     percentiles,
-    stacked,
 )
 
 
@@ -75,7 +74,7 @@ def test_a_bootstrap_scores_all_rows_and_each_draw() -> None:
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(0, 2, 30), rng.integers(0, 2, (3, 30))
     draws = PatientDraws(np.arange(30) // 3, 150, seed=0)
-    sampled = bootstrap(stacked([lambda w, p=p: accuracy(labels, p, w) for p in predictions]), draws)
+    sampled = bootstrap(lambda w: np.stack([accuracy(labels, p, w) for p in predictions], axis=1), draws)
     assert (sampled.value.shape, sampled.samples.shape) == ((3,), (150, 3))
     np.testing.assert_allclose(sampled.value, (predictions == labels).mean(axis=1))
     by_hand = [[np.repeat(p == labels, w).mean() for p in predictions] for w in rows(draws)]

@@ -112,7 +112,7 @@ def test_losses_of_classes_equal_torchs() -> None:
 def test_no_label_is_no_loss(target: Target) -> None:
     logits = torch.randn(2, 5, target.n_outputs, requires_grad=True)
     blank = torch.full((2, 5, len(target.labels)), torch.nan)
-    weights = np.stack([target.class_weights(y, balanced=True) for y in blank.numpy()])
+    weights = np.stack([target.class_weights(y, "balanced") for y in blank.numpy()])
     loss = target.loss(logits, blank, torch.from_numpy(weights).float())
     assert loss.tolist() == [0, 0]
     assert torch.autograd.grad(loss.sum(), logits)[0].abs().sum() == 0
@@ -121,22 +121,22 @@ def test_no_label_is_no_loss(target: Target) -> None:
 def test_balanced_weights_equal_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     values = blanked((rng.random((60, 2)) < [0.2, 0.7]).astype(float), 0.2, rng)
-    for k, found in enumerate(BOTH.class_weights(values, balanced=True)):
+    for k, found in enumerate(BOTH.class_weights(values, "balanced")):
         known = values[~np.isnan(values[:, k]), k]
         np.testing.assert_allclose(found, compute_class_weight("balanced", classes=np.array([0, 1]), y=known))
     classes = np.array([0.0] * 5 + [1] * 2 + [2] * 9 + [np.nan] * 3)[:, None]
     known = classes[:16, 0]
     expected = compute_class_weight("balanced", classes=np.arange(3), y=known)
-    np.testing.assert_allclose(KIND.class_weights(classes, balanced=True), expected)
+    np.testing.assert_allclose(KIND.class_weights(classes, "balanced"), expected)
     two = compute_class_weight("balanced", classes=np.array([0, 2]), y=known[known != 1])
-    np.testing.assert_allclose(KIND.class_weights(classes[classes[:, 0] != 1], balanced=True)[[0, 2]], two)
+    np.testing.assert_allclose(KIND.class_weights(classes[classes[:, 0] != 1], "balanced")[[0, 2]], two)
     for target, labels in ((BOTH, values), (KIND, classes)):
-        assert (target.class_weights(labels, balanced=False) == 1).all()
+        assert (target.class_weights(labels, "none") == 1).all()
 
 
 def test_a_class_that_is_absent_has_a_finite_weight() -> None:
-    assert BINARY.class_weights(np.ones((4, 1)), balanced=True).tolist() == [[1, 1]]
-    assert KIND.class_weights(np.full((4, 1), np.nan), balanced=True).tolist() == [1, 1, 1]
+    assert BINARY.class_weights(np.ones((4, 1)), "balanced").tolist() == [[1, 1]]
+    assert KIND.class_weights(np.full((4, 1), np.nan), "balanced").tolist() == [1, 1, 1]
 
 
 def test_probabilities_of_extreme_logits_do_not_overflow() -> None:
