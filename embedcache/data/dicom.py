@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from embedcache.data.radiograph import DecodePolicy, check_frame, check_pixels, keep_quiet, stretched
+from embedcache.data.image_files import check_pixels, keep_quiet
+from embedcache.data.radiograph import DecodePolicy, check_frame, stretched
 from embedcache.errors import InputError, refusing
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -78,7 +79,7 @@ def _image(dataset: Any, syntax: str, policy: DecodePolicy) -> np.ndarray:
     if not any(name in dataset for name in _PIXELS):
         raise InputError("no-pixels", "a DICOM object without an image")
     n_frames = int(dataset.get("NumberOfFrames") or 1)
-    check_pixels(int(dataset.Columns), int(dataset.Rows), n_frames, policy)
+    check_pixels(int(dataset.Columns), int(dataset.Rows), n_frames, policy.max_pixels)
     frame = check_frame(n_frames, policy)
     stored = _stored_pixels(dataset, syntax, frame if n_frames > 1 else None)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":

@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from embedcache.data.image_files import MAX_FILE_BYTES, MAX_PIXELS, check_pixels, keep_quiet, read_regular
 from embedcache.data.manifest import path_below
 from embedcache.errors import InputError, refusing
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from embedcache.data.radiograph import DecodePolicy
 
 Size = tuple[int, int]
 
@@ -40,7 +39,6 @@ _HEADER = re.compile(r"(boxes|rle):([0-9]{1,9})x([0-9]{1,9}):")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _FILE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
-_MAX_PIXELS = 80_000_000  # as DecodePolicy, which is not imported here: masks as text need no image library
 
 
 def boxes_mask(boxes: Iterable[tuple[float, float, float, float]], size: Size) -> str:
@@ -247,30 +245,25 @@ def _united(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _from_file(relative: str, root: Path) -> np.ndarray:
-    from embedcache.data.radiograph import DecodePolicy, read_regular
-
     try:
         path = path_below(root, relative)
     except InputError as error:
         _refuse(f"{error}; expected the path of an image, {' or '.join(_FORMS.values())}")
-    policy = DecodePolicy()
     try:
-        return _decoded(read_regular(path, max_bytes=policy.max_file_bytes), policy)
+        return _decoded(read_regular(path, max_bytes=MAX_FILE_BYTES))
     except InputError as error:
         _refuse(f"its file: {error}; expected a whole image of one frame ({', '.join(_FILE_FORMATS)})")
 
 
-def _decoded(data: bytes, policy: DecodePolicy) -> np.ndarray:
+def _decoded(data: bytes) -> np.ndarray:
     from PIL import Image, ImageOps
-
-    from embedcache.data.radiograph import check_pixels, keep_quiet
 
     keep_quiet("PIL")
     with (
         refusing("bad-mask", "it cannot be decoded to the end"),
         Image.open(io.BytesIO(data), formats=_FILE_FORMATS) as image,
     ):
-        check_pixels(image.width, image.height, 1, policy)
+        check_pixels(image.width, image.height, 1, MAX_PIXELS)
         n_frames = getattr(image, "n_frames", 1)
         if n_frames > 1:
             _refuse(f"{n_frames} frames")
@@ -322,8 +315,8 @@ def _checked_size(size: Size) -> Size:
     height, width = map(int, size)
     if height < 1 or width < 1:
         _refuse(f"a size of {height} x {width}, expected a height and a width above 0")
-    if height * width > _MAX_PIXELS:
-        _refuse(f"a size of {_words((height, width))} pixels, limit {_MAX_PIXELS:,} in all")
+    if height * width > MAX_PIXELS:
+        _refuse(f"a size of {_words((height, width))} pixels, limit {MAX_PIXELS:,} in all")
     return height, width
 
 

@@ -9,10 +9,6 @@ Shape notation: h and w of the decoded image.
 from __future__ import annotations
 
 import io
-import logging
-import os
-import stat
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,6 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from embedcache.data.image_files import MAX_FILE_BYTES, MAX_PIXELS, check_pixels, keep_quiet, read_regular
 from embedcache.errors import InputError, refusing
 from embedcache.fingerprint import input_digest
 from embedcache.settings import STRICT
@@ -67,8 +64,8 @@ class DecodePolicy:
     sixteen_bit: Literal["full-range", "min-max"] = "full-range"
     floating: Literal["min-max", "unit"] = "min-max"
     frame: int | None = None
-    max_pixels: int = 80_000_000
-    max_file_bytes: int = 2**30
+    max_pixels: int = MAX_PIXELS
+    max_file_bytes: int = MAX_FILE_BYTES
     jpeg_min_side: int | None = None
     intensity: Literal["voi", "min-max", "max", "stored-bits"] = "voi"
     window: tuple[float, float] | None = None
@@ -141,39 +138,6 @@ def read_radiograph(path: Path, policy: DecodePolicy) -> Radiograph:
     return Radiograph(_in_channels(pixels, policy), input_digest(data))
 
 
-def read_regular(path: Path, *, max_bytes: int | None = None) -> bytes:
-    """All bytes of a regular file.
-
-    Raises:
-        InputError: not a regular file, not readable, empty, or larger than `max_bytes`.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise InputError("not-a-file", "its path is not a regular file")
-            if max_bytes is not None and found.st_size > max_bytes:
-                raise InputError("too-large", f"{found.st_size:,} bytes, limit {max_bytes:,}")
-            with os.fdopen(descriptor, "rb", closefd=False) as handle:
-                data = handle.read()
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise InputError("unreadable", f"the file cannot be read ({error.strerror})") from None
-    if not data:
-        raise InputError("empty-file", "the file has no bytes")
-    return data
-
-
-def keep_quiet(library: str) -> None:
-    """Switches off what a library logs and warns of the files that it reads: it may quote what identifies a patient."""
-    logging.getLogger(library).setLevel(logging.CRITICAL + 1)
-    module = rf"{library}\b"
-    if not any(getattr(of, "pattern", None) == module for *_, of, _ in warnings.filters):  # adding takes it out first
-        warnings.filterwarnings("ignore", module=module)
-
-
 def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values from `low` to `high` as 0 to 255, uint8; a constant image is black throughout."""
     if not high > low:
@@ -195,17 +159,6 @@ def check_frame(n_frames: int, policy: DecodePolicy) -> int:
     return policy.frame or 0
 
 
-def check_pixels(width: int, height: int, n_frames: int, policy: DecodePolicy) -> None:
-    """Refuses an image by what its header says of its size.
-
-    Raises:
-        InputError: more pixels than the policy allows.
-    """
-    if width * height * n_frames > policy.max_pixels:
-        frames = f" x {n_frames} frames" if n_frames > 1 else ""
-        raise InputError("too-large", f"{width} x {height}{frames} pixels, limit {policy.max_pixels:,}")
-
-
 def _decode(data: bytes, policy: DecodePolicy) -> np.ndarray:
     keep_quiet("PIL")
     formats = [str(name) for name in policy.formats if name != "DICOM"]
@@ -216,12 +169,12 @@ def _decode(data: bytes, policy: DecodePolicy) -> np.ndarray:
             raise InputError("unknown-format", f"not a {' or '.join(policy.formats)} file") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise InputError("too-large", f"more pixels than the limit of {policy.max_pixels:,}") from None
-        check_pixels(image.width, image.height, 1, policy)
+        check_pixels(image.width, image.height, 1, policy.max_pixels)
     with image, refusing("truncated", "its pixels cannot be decoded to the end"):
         frame = check_frame(getattr(image, "n_frames", 1), policy)
         if frame:
             image.seek(frame)
-            check_pixels(image.width, image.height, 1, policy)
+            check_pixels(image.width, image.height, 1, policy.max_pixels)
         if policy.jpeg_min_side is not None and image.format in ("JPEG", "MPO"):
             image.draft(image.mode, (policy.jpeg_min_side, policy.jpeg_min_side))
         image.load()

@@ -2,8 +2,6 @@
 
 View 0 is the plain sample. Every other view is a function of the input's digest, the number of the view and the seed,
 so that it is the same on every machine, in every order, and for equal inputs under other ids.
-
-Shape notation: h and w of a decoded image.
 """
 
 from __future__ import annotations
@@ -13,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
-from PIL import Image
 
 from embedcache.settings import STRICT, check
 
@@ -48,32 +44,46 @@ class ViewPolicy:
         check(self)
 
 
-def augmented(pixels: np.ndarray, digest: bytes, view: int, policy: ViewPolicy) -> np.ndarray:
-    """One view of an image: rotated, cropped, brightness and contrast changed.
+@dataclass(frozen=True)
+class Placement:
+    """Where one view of an image lies in it.
 
     Args:
-        pixels: (h, w) or (h, w, 3), uint8.
+        angle: of the rotation around the image's centre, in degrees, anticlockwise.
+        left, top, width, height: of the crop from the rotated image, in pixels.
+    """
+
+    angle: float
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class DrawnView:
+    """One view of an image: where it lies, and factors of brightness and contrast."""
+
+    placement: Placement
+    brightness: float
+    contrast: float
+
+
+def drawn_view(size: tuple[int, int], digest: bytes, view: int, policy: ViewPolicy) -> DrawnView:
+    """How one view of an image is made.
+
+    Args:
+        size: height and width of the image.
         digest: of the image file.
         view: from 1.
-
-    Returns:
-        (h', w') or (h', w', 3), uint8: the crop in its own size.
     """
     draw = _draws(digest, view, policy.seed)
-    image = Image.fromarray(pixels)
-    if policy.rotation_degrees:
-        angle = (2 * next(draw) - 1) * policy.rotation_degrees
-        image = image.rotate(angle, resample=Image.Resampling.BILINEAR)
+    angle = (2 * next(draw) - 1) * policy.rotation_degrees if policy.rotation_degrees else 0.0
     side = (policy.min_area + next(draw) * (1 - policy.min_area)) ** 0.5
-    width, height = max(round(image.width * side), 1), max(round(image.height * side), 1)
-    left, top = (int(next(draw) * (room + 1)) for room in (image.width - width, image.height - height))
-    image = image.crop((left, top, left + width, top + height))
+    height, width = (max(round(length * side), 1) for length in size)
+    left, top = (int(next(draw) * (room + 1)) for room in (size[1] - width, size[0] - height))
     brightness, contrast = (1 + (2 * next(draw) - 1) * most for most in (policy.brightness, policy.contrast))
-    mean = float(np.asarray(image).mean())
-    levels = np.arange(256) * brightness
-    levels = (levels - mean * brightness) * contrast + mean * brightness
-    table = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
-    return table[np.asarray(image)]
+    return DrawnView(Placement(angle, left, top, width, height), brightness, contrast)
 
 
 def sampled(sentences: Sequence[str], digest: bytes, view: int, policy: ViewPolicy) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from embedcache.data.augment import augmented
 from embedcache.data.radiograph import DecodePolicy, read_radiograph
-from embedcache.data.views import ViewPolicy, augmented
+from embedcache.data.views import ViewPolicy
 from embedcache.device import pick_device, stacked
 from embedcache.encoders.base import (
     OF_INPUTS,

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from embedcache.data.image_files import read_regular
 from embedcache.data.manifest import Manifest
-from embedcache.data.radiograph import read_regular
 from embedcache.data.reports import changed_reports
 from embedcache.data.views import ViewPolicy
 from embedcache.device import count_cores

@@ -7,7 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from embedcache.data.views import ViewPolicy, augmented, sampled
+from embedcache.data.augment import augmented
+from embedcache.data.views import ViewPolicy, sampled
 
 DIGEST = bytes(range(16))
 STILL = ViewPolicy(min_area=1.0, rotation_degrees=0.0, brightness=0.0, contrast=0.0)
