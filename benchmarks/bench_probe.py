@@ -1,6 +1,6 @@
 """How fast probes are, as ratios against what a user would do without them, in this one run.
 
-    python benchmarks/bench_probe.py                         everything, about twelve minutes on 2 cores
+    python benchmarks/bench_probe.py                         everything, about fifty minutes on 2 cores
     python benchmarks/bench_probe.py --only bootstrap --json one part, as JSON
     python benchmarks/bench_probe.py --device cuda           the heads on a GPU
 

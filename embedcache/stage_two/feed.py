@@ -19,7 +19,7 @@ from embedcache.resources import available_bytes
 from embedcache.stage_two.batches import Plan
 from embedcache.stage_two.distributed import Share, processes_here
 from embedcache.stage_two.pairs import Pairs, Side
-from embedcache.stage_two.tensors import check_fit, fit_rows, read_rows, width
+from embedcache.stage_two.tensors import check_fit, fit_rows, read_rows, read_tokens, width
 from embedcache.store.columns import RaggedTokens
 
 _MEMORY_SHARE = 0.6  # of what is free, that resident rows may take
@@ -241,13 +241,18 @@ def places(pairs: Pairs, plans: Sequence[Plan]) -> tuple[np.ndarray, np.ndarray]
 
 
 def fits(parts: Sequence[Pairs], device: str) -> bool:
-    """Whether all rows that some splits use may lie on the device, beside those of other processes on a CPU."""
+    """Whether all rows that some splits use may lie on the device."""
     needed = sum(
         len(side.rows) * _row_bytes(side) for pairs in parts for side in (pairs.image, pairs.text) if len(side.rows)
     )
+    return needed <= room_for(device)
+
+
+def room_for(device: str) -> float:
+    """Bytes that resident rows may take there, beside those of other processes on a CPU."""
     if device != "cpu":
-        return needed <= _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
-    return needed <= _MEMORY_SHARE * available_bytes() / processes_here()
+        return _MEMORY_SHARE * float(torch.cuda.mem_get_info(device)[0])
+    return _MEMORY_SHARE * available_bytes() / processes_here()
 
 
 def ahead(items: Iterator[T]) -> Generator[T, None, None]:
@@ -301,16 +306,14 @@ def _read(side: Side, local: np.ndarray) -> tuple[Tensor, np.ndarray | None]:
     if side.features == "embeddings":
         return read_rows(side.store, rows), None
     tokens = side.store.tokens
-    if isinstance(tokens, RaggedTokens):
-        parts = tokens[rows]
-        lengths = np.array([len(part) for part in parts], np.int64)
-        values = torch.from_numpy(np.concatenate(parts) if len(parts) else np.empty((0, tokens.dim), np.float32))
-        n_fit = torch.cat([torch.zeros(1, dtype=torch.int64), fit_rows(values).cumsum(0)])
-        ends = torch.from_numpy(np.cumsum(lengths))
-        fit = n_fit[ends] - n_fit[ends - torch.from_numpy(lengths)] == torch.from_numpy(lengths).clamp_min(1)
-    else:
-        values, lengths = torch.from_numpy(np.ascontiguousarray(tokens[rows])), None
-        fit = fit_rows(values.flatten(0, 1)).view(values.shape[:2]).all(dim=1)
+    if not isinstance(tokens, RaggedTokens):
+        return read_tokens(side.store, rows), None
+    parts = tokens[rows]
+    lengths = np.array([len(part) for part in parts], np.int64)
+    values = torch.from_numpy(np.concatenate(parts) if len(parts) else np.empty((0, tokens.dim), np.float32))
+    n_fit = torch.cat([torch.zeros(1, dtype=torch.int64), fit_rows(values).cumsum(0)])
+    ends = torch.from_numpy(np.cumsum(lengths))
+    fit = n_fit[ends] - n_fit[ends - torch.from_numpy(lengths)] == torch.from_numpy(lengths).clamp_min(1)
     check_fit(side.store, rows, fit)
     return values.bfloat16() if side.store.layout.dtype == "bfloat16" else values, lengths
 

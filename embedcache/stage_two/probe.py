@@ -30,8 +30,9 @@ from embedcache.stage_two.controls import metadata_features, shuffled, told_by_t
 from embedcache.stage_two.label_budget import Budget, budgets
 from embedcache.stage_two.leaks import overlap_warnings, seen_warning
 from embedcache.stage_two.probe_config import ProbeConfig
-from embedcache.stage_two.probe_tables import EXTERNAL, INTERNAL, HeldOut, ProbeResult, Row, Tables
+from embedcache.stage_two.probe_tables import EXTERNAL, INTERNAL, HeldOut, ProbeResult, Tables
 from embedcache.stage_two.samples import Samples
+from embedcache.stage_two.score_rows import Row
 from embedcache.stage_two.scoring import ChosenOn, Said, Scored, said, score
 from embedcache.stage_two.targets import Target
 from embedcache.stage_two.tensors import Join, input_digests, join, opened, resident

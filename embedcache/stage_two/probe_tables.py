@@ -8,27 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pandas as pd
 
-from embedcache.metrics.intervals import (
-    Interval,
-    PatientDraws,
-    Sampled,
-    difference,
-    over_patients,
-    over_patients_and_seeds,
-    over_seeds,
-)
-from embedcache.metrics.paired import PairedDifference, compare_aurocs, holm, paired_bootstrap
+from embedcache.metrics.intervals import PatientDraws, Sampled, difference
+from embedcache.metrics.paired import PairedDifference, compare_aurocs, paired_bootstrap
 from embedcache.output import write_whole
 from embedcache.stage_two.answers import Answer
 from embedcache.stage_two.calibrating import Calibrator, calibration_rows
 from embedcache.stage_two.label_budget import Budget
 from embedcache.stage_two.probe_config import ProbeConfig, Unit
 from embedcache.stage_two.samples import Units
+from embedcache.stage_two.score_rows import Row, adjust_p_values, interval_columns
 from embedcache.stage_two.scoring import MACRO, ChosenOn, Said, Scored
 from embedcache.stage_two.subgroups import subgroup_rows
 from embedcache.stage_two.targets import Target
@@ -42,7 +34,6 @@ _EMPTY = {  # columns of a table without rows
     "calibration": (*_AMOUNT, "test", "class", "method"),
     "subgroups": (*_AMOUNT, "test", "class", "attribute", "group", "n", "n_positive", "suppressed"),
 }
-Row = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,7 @@ class Tables:
 
     def result(self, *, n_failed: int, warning: str) -> ProbeResult:
         """All of them."""
-        _adjust(self._rows["gains"])
+        adjust_p_values(self._rows["gains"], ("test", "head", "fraction", "shots"))
         tables = {
             name: pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(_EMPTY[name]))
             for name, rows in self._rows.items()
@@ -146,15 +137,8 @@ class Tables:
         counts = self._counts(test, own)
         for j, (metric, class_name) in enumerate(scored.names):
             sampled = scored.sampled[..., j]
-            both, patients, seeds = (
-                over_patients_and_seeds(sampled, seed=0),
-                over_patients(sampled),
-                over_seeds(sampled),
-            )
             self._rows["scores"].append(
-                {"test": test.name, **names, "metric": metric, "class": class_name, **_within_bounds(both)}
-                | {"patients_low": patients.low, "patients_high": patients.high}
-                | {"seeds_low": max(seeds.low, 0.0), "seeds_high": min(seeds.high, 1.0)}
+                {"test": test.name, **names, "metric": metric, "class": class_name, **interval_columns(sampled)}
                 | counts.get(class_name, {})
                 | {"headline": self._is_headline(metric, class_name)}
             )
@@ -271,11 +255,6 @@ def _headline(target: Target, config: ProbeConfig) -> tuple[str, str]:
     return "auroc", "" if target.task == "binary" else MACRO
 
 
-def _within_bounds(interval: Interval) -> Row:
-    """All scores are from 0 to 1, and what a few seeds allow for is not."""
-    return {"value": interval.value, "low": max(interval.low, 0.0), "high": min(interval.high, 1.0)}
-
-
 def _plain(keys: np.ndarray, unit: Unit) -> np.ndarray:
     """Names of units as the manifest has them."""
     known = {"image": (), "study": ("id",), "patient": ("patient", "study", "id")}[unit]
@@ -287,13 +266,3 @@ def _compact(predictions: pd.DataFrame) -> pd.DataFrame:
     kinds = dict.fromkeys(("id", "patient", "class", "head", "test"), "category")
     numbers = ("label", "probability", "threshold", "calibrated", "at_prevalence", "setting")
     return predictions.astype(kinds | {name: np.float32 for name in numbers if name in predictions})
-
-
-def _adjust(gains: list[Row]) -> None:
-    """Adds p-values adjusted for the number of controls that a result is compared with."""
-    groups: dict[object, list[Row]] = {}
-    for row in gains:
-        groups.setdefault((row["test"], row["head"], str(row["fraction"]), row["shots"]), []).append(row)
-    for rows in groups.values():
-        for row, p in zip(rows, holm([cast(float, r["p_value"]) for r in rows]).tolist(), strict=True):
-            row["p_holm"] = p

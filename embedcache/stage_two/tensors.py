@@ -149,6 +149,17 @@ def read_rows(store: Store, rows: np.ndarray) -> Tensor:
     return values.bfloat16() if store.layout.dtype == "bfloat16" else values
 
 
+def read_tokens(store: Store, rows: np.ndarray) -> Tensor:
+    """Tokens of some rows as they are stored, (len(rows), l, d); of a store whose rows have equally many.
+
+    Raises:
+        JoinError: as of `resident`.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(store.tokens[rows]))
+    check_fit(store, rows, fit_rows(values.flatten(0, 1)).view(values.shape[:2]).all(dim=1))
+    return values.bfloat16() if store.layout.dtype == "bfloat16" else values
+
+
 def fit_rows(values: Tensor) -> Tensor:
     """Which rows are finite and not zero throughout, (m, d) to (m,) bool.
 

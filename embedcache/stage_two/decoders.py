@@ -1,0 +1,147 @@
+"""Decoders: feature maps of a token grid to the logits of a mask.
+
+Shape notation: b samples, c channels, g x g' the token grid, H and W pixels of the mask.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from embedcache.errors import RunNotFoundError, RunStateError
+from embedcache.stage_two.files import write_tensors
+
+_WIDEST, _NARROWEST = 256, 16
+
+
+class LinearDecoder(nn.Module):
+    """A 1 x 1 convolution to one channel, upsampled bilinearly: what the tokens say by themselves."""
+
+    def __init__(self, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> None:
+        super().__init__()
+        self._size = size
+        self.out = nn.Conv2d(dim, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, g, g') to (b, 1, H, W)."""
+        return F.interpolate(self.out(x), self._size, mode="bilinear")
+
+
+class ConvolutionalDecoder(nn.Module):
+    """Convolutions that narrow while the grid grows: as many doublings as reach the mask's size, each two 3 x 3
+    convolutions with BatchNorm and ReLU, then one logit for each pixel.
+
+    Source: *Freeze the backbones* decodes 16 x 16 tokens to 224 or 896 pixels by convolutions alone.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> None:
+        super().__init__()
+        self._size = size
+        n_doublings = max(math.ceil(math.log2(max(s / g for s, g in zip(size, grid, strict=True)))), 0)
+        widths = [max(_WIDEST >> k, _NARROWEST) for k in range(n_doublings + 1)]
+        self.narrow = _block(dim, widths[0], 1)
+        self.grow = nn.ModuleList(nn.Sequential(_block(a, b, 3), _block(b, b, 3)) for a, b in pairwise(widths))
+        self.out = nn.Conv2d(widths[-1], 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, g, g') to (b, 1, H, W)."""
+        x = self.narrow(x)
+        for k, block in enumerate(self.grow):
+            last = k == len(self.grow) - 1
+            target = self._size if last else (2 * x.shape[2], 2 * x.shape[3])
+            x = block(F.interpolate(x, target, mode="bilinear"))
+        x = self.out(x)
+        return x if x.shape[2:] == self._size else F.interpolate(x, self._size, mode="bilinear")
+
+
+_DECODERS: dict[str, type[nn.Module]] = {"paper": ConvolutionalDecoder, "linear": LinearDecoder}
+
+
+def make_decoder(name: str, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> nn.Module:
+    """A new decoder, weights drawn by torch's generator.
+
+    Args:
+        name: `paper` or `linear`.
+        dim: c.
+        grid: rows and columns of the tokens.
+        size: H and W.
+    """
+    if name not in _DECODERS:
+        raise ValueError(f"decoder {name!r}, expected one of {', '.join(_DECODERS)}")
+    return _DECODERS[name](dim, grid, size)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptDecoder:
+    """A decoder with what is needed to use it again.
+
+    Args:
+        threshold: of the probability, above which a pixel is in the mask.
+        encoder_fingerprint: of the encoder whose tokens it was fitted on.
+        state: its weights.
+    """
+
+    name: str
+    dim: int
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    threshold: float
+    encoder_fingerprint: str
+    state: Mapping[str, Tensor]
+
+    def module(self) -> nn.Module:
+        """The decoder, in evaluation mode."""
+        decoder = make_decoder(self.name, self.dim, self.grid, self.size)
+        decoder.load_state_dict(dict(self.state))
+        return decoder.eval()
+
+
+def write_decoder(path: Path, decoder: KeptDecoder) -> None:
+    """Writes one file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    said = {
+        "name": decoder.name, "dim": decoder.dim, "grid": decoder.grid, "size": decoder.size,
+        "threshold": decoder.threshold, "encoder_fingerprint": decoder.encoder_fingerprint,
+    }  # fmt: skip
+    write_tensors(path, decoder.state, {"decoder": json.dumps(said)})
+
+
+def read_decoder(path: Path) -> KeptDecoder:
+    """What `write_decoder` wrote.
+
+    Raises:
+        RunNotFoundError: no such file; a `FileNotFoundError`.
+        RunStateError: a file that is none.
+    """
+    if not path.is_file():
+        raise RunNotFoundError(f"{path}: no decoder there; name a folder that 'embedcache segment --out' wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            said = json.loads((file.metadata() or {})["decoder"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+        (rows, columns), (height, width) = said["grid"], said["size"]
+        return KeptDecoder(
+            str(said["name"]), int(said["dim"]), (int(rows), int(columns)), (int(height), int(width)),
+            float(said["threshold"]), str(said["encoder_fingerprint"]), state,
+        )  # fmt: skip
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise RunStateError(
+            f"{path}: cannot be read as a decoder ({type(error).__name__}); run 'embedcache segment' again"
+        ) from error
+
+
+def _block(inward: int, outward: int, kernel: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inward, outward, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outward), nn.ReLU()
+    )

@@ -1,0 +1,41 @@
+"""Rows of tables of scores: a value with its three intervals, and p-values adjusted within a family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from embedcache.metrics.intervals import Sampled, over_patients, over_patients_and_seeds, over_seeds
+from embedcache.metrics.paired import holm
+
+Row = dict[str, object]
+
+
+def interval_columns(sampled: Sampled) -> Row:
+    """`value`, `low` and `high` over patients and seeds, and the interval over either alone.
+
+    All scores are from 0 to 1, and what a few seeds allow for is not: intervals end at these bounds.
+
+    Args:
+        sampled: a score of each seed, value (s,).
+    """
+    both, patients, seeds = over_patients_and_seeds(sampled, seed=0), over_patients(sampled), over_seeds(sampled)
+    return {
+        "value": both.value,
+        "low": max(both.low, 0.0),
+        "high": min(both.high, 1.0),
+        "patients_low": patients.low,
+        "patients_high": patients.high,
+        "seeds_low": max(seeds.low, 0.0),
+        "seeds_high": min(seeds.high, 1.0),
+    }
+
+
+def adjust_p_values(gains: Sequence[Row], family: Sequence[str]) -> None:
+    """Adds `p_holm`, adjusted for the number of rows that agree in the columns of a family."""
+    groups: dict[object, list[Row]] = {}
+    for row in gains:
+        groups.setdefault(tuple(str(row[name]) for name in family), []).append(row)
+    for rows in groups.values():
+        for row, p in zip(rows, holm([cast(float, r["p_value"]) for r in rows]).tolist(), strict=True):
+            row["p_holm"] = p

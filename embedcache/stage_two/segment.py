@@ -1,0 +1,227 @@
+"""Segmentation from cached tokens: what masks a decoder makes of them, beside the controls that say why.
+
+Shape notation: n samples (images with tokens and a mask), v views, b samples of a batch, H and W pixels of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from embedcache.data.audit import leak_warning
+from embedcache.data.frames import frame_steps
+from embedcache.data.manifest import SPLITS, Manifest
+from embedcache.data.splits import label_subset
+from embedcache.device import full_precision, pick_device
+from embedcache.errors import ManifestError
+from embedcache.metrics.intervals import PatientDraws
+from embedcache.metrics.masks import Overlap
+from embedcache.progress import Progress
+from embedcache.stage_two.adaptor import Adaptor, read_adaptor
+from embedcache.stage_two.decoder_fit import DecoderFit, overlap_with
+from embedcache.stage_two.decoders import KeptDecoder
+from embedcache.stage_two.leaks import seen_warning
+from embedcache.stage_two.mask_targets import has_mask, read_targets
+from embedcache.stage_two.score_rows import Row
+from embedcache.stage_two.segment_config import SegmentConfig
+from embedcache.stage_two.segment_tables import Judged, MaskTables, SegmentResult
+from embedcache.stage_two.tensors import input_digests, join, opened
+from embedcache.stage_two.token_feed import TokenFeed, token_grid
+from embedcache.store.store import Store
+
+_LEAST_POSITIVES = 5  # of validation: fewer choose no epoch
+_LEVELS = np.linspace(0.05, 0.95, 19)
+
+
+def segment(
+    manifest: Manifest,
+    image_store: Store | str | Path,
+    *,
+    run_dir: str | Path | None = None,
+    random_store: Store | str | Path | None = None,
+    config: SegmentConfig | None = None,
+) -> SegmentResult:
+    """Fits decoders on the training split's tokens and scores their masks on the test split.
+
+    Masks are learnt and scored in the frame that the encoder saw. The epoch is chosen on validation masks, never on
+    test masks.
+
+    Args:
+        run_dir: a run of `train`: its Adaptor is applied to the tokens of each image; without it the tokens are taken
+            as they are.
+        random_store: of the same images through an encoder of random weights, for the control `random-encoder`.
+
+    Raises:
+        ManifestError: no masks, masks that cannot be read, or a split without any.
+        SettingsError: a store without tokens, or a transform under which no mask can be placed.
+        FingerprintMismatchError: the Adaptor is of another encoder.
+    """
+    with full_precision:
+        work = _Segmentation(manifest, opened(image_store), run_dir, config or SegmentConfig())
+        if random_store is not None:
+            work.random_store = opened(random_store)
+        return work.result()
+
+
+@dataclass(frozen=True, eq=False)
+class _Budget:
+    """Samples of one run: masks to learn from, and masks to choose the epoch by."""
+
+    fraction: float
+    seed: int
+    rows: np.ndarray
+    valid: np.ndarray
+
+
+class _Segmentation:
+    """One call of `segment`."""
+
+    def __init__(self, manifest: Manifest, store: Store, run_dir: str | Path | None, config: SegmentConfig) -> None:
+        self.config, self.manifest, self.store = config, manifest, store
+        self.device = pick_device(config.device)
+        token_grid(store)
+        self.adaptor = None if run_dir is None else read_adaptor(run_dir)
+        if self.adaptor is not None:
+            self.adaptor.check_encoder(store, run_dir)
+        self.random_store: Store | None = None
+        joined = join(manifest, store)
+        known = has_mask(manifest)[joined.rows]
+        self.rows, self.store_rows = joined.rows[known], joined.image_rows[known]
+        split = {name: np.flatnonzero(manifest.in_split(name)[self.rows]) for name in SPLITS}
+        for name in ("train", "test"):
+            if not len(split[name]):
+                raise ManifestError(
+                    f"{manifest.name}: no image of split {name!r} has tokens and a mask; a decoder learns from the "
+                    "split 'train' and is scored on 'test'"
+                )
+        self.train, self.valid, self.test = (split[name] for name in SPLITS)
+        self.ids = manifest.frame["id"].to_numpy()[self.rows]
+        n_views = int(store.views.max()) + 1 if config.views == "all" and len(store) else 1
+        side = (config.size, config.size)
+        self.targets = read_targets(manifest, self.rows, store, side, n_views=n_views)
+        self.tables = MaskTables(
+            manifest.frame.iloc[self.rows[self.test]].reset_index(drop=True),
+            PatientDraws(manifest.groups()[self.rows[self.test]], config.n_draws, seed=0),
+        )
+        self.n_failed, self.kept = joined.n_failed, dict[str, KeptDecoder]()
+        self.warnings = [
+            leak_warning(manifest, input_digests(store)),
+            "" if run_dir is None else seen_warning(run_dir, manifest.name, self.ids[self.test], store),
+        ]
+        if joined.n_failed:
+            self.tables.note(f"{manifest.name}: {joined.n_failed} images left out, as stage one could not read them")
+        if not known.all():
+            self.tables.note(f"{manifest.name}: {int((~known).sum())} images left out, as their mask is not known")
+        if not (self.targets.areas[self.test, 0] > 0).any():
+            self.tables.note(f"{manifest.name}: no test image has a mask, so that nothing is known of positives")
+
+    def result(self) -> SegmentResult:
+        """Fits and scores everything."""
+        budgets = [self._budget(fraction, seed) for fraction in self.config.fractions for seed in self._seeds]
+        settings = self._settings()
+        n_runs = len(settings) * len(budgets) * len(self.config.decoders)
+        with Progress("segmenting", total=n_runs, unit="run") as progress:
+            for control, make_feed in settings:
+                feed = make_feed()
+                for decoder in self.config.decoders:
+                    for fraction in self.config.fractions:
+                        runs = [b for b in budgets if b.fraction == fraction]
+                        overlaps = []
+                        for budget in runs:
+                            overlaps.append(self._run(control, feed, decoder, budget))
+                            progress.advance()
+                        self._judge(control, decoder, runs, overlaps)
+        if "mean-mask" in self.config.controls:
+            for decoder in self.config.decoders:
+                for fraction in self.config.fractions:
+                    runs = [b for b in budgets if b.fraction == fraction]
+                    self._judge("mean-mask", decoder, runs, [self._mean_mask(budget) for budget in runs])
+        return self.tables.result(
+            n_failed=self.n_failed, warning="; ".join(filter(None, self.warnings)), kept=self.kept
+        )
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.config.n_seeds)
+
+    def _settings(self) -> list[tuple[str, Callable[[], TokenFeed]]]:
+        """The result, then each control that is asked for and whose needs are met; a feed is made in its turn."""
+        adaptor, asked = self.adaptor, self.config.controls
+        found = [("", lambda: self._feed(self.store, adaptor))]
+        if adaptor is not None and "no-adaptor" in asked:
+            found.append(("no-adaptor", lambda: self._feed(self.store, None)))
+        if adaptor is not None and "untrained-adaptor" in asked:
+            found.append(("untrained-adaptor", lambda: self._feed(self.store, adaptor.untrained())))
+        random = self.random_store
+        if random is not None and "random-encoder" in asked:
+            found.append(("random-encoder", lambda: self._feed(random, None)))
+        return found
+
+    def _feed(self, store: Store, adaptor: Adaptor | None) -> TokenFeed:
+        """Feature maps of all samples, in the views that masks are there for."""
+        if frame_steps(store.encoder) != frame_steps(self.store.encoder):
+            raise ManifestError(
+                f"{store.path}: its encoder crops images otherwise than that of {self.store.path}, so that masks do "
+                "not lie alike; extract both under one transform"
+            )
+        ids = self.ids.tolist()
+        views = [store.rows(ids, view) for view in range(self.targets.place.shape[1])]
+        return TokenFeed(store, np.stack(views, axis=1), adaptor, self.device, data=self.config.data)
+
+    def _budget(self, fraction: float, seed: int) -> _Budget:
+        positive = (self.targets.areas[:, 0] > 0).astype(np.float64)
+        if self.config.subsets == "manifest":
+            chosen = self.manifest.in_fraction(fraction)[self.rows[self.train]]
+            rows = self.train[chosen]
+        else:
+            rows = self.train[label_subset(positive[self.train], fraction, seed=seed)]
+        if not len(rows):
+            raise ManifestError(
+                f"{self.manifest.name}: its column 'fraction' gives no training mask to {fraction:g} of the masks; "
+                "use subsets 'drawn'"
+            )
+        valid = self.valid
+        if self.config.valid_labels == "matched" and len(valid):
+            valid = valid[label_subset(positive[valid], fraction, seed=seed, min_per_class=0)]
+        enough = positive[valid].sum() >= _LEAST_POSITIVES
+        return _Budget(fraction, seed, rows, valid if enough else valid[:0])
+
+    def _run(self, control: str, feed: TokenFeed, decoder: str, budget: _Budget) -> Overlap:
+        fit = DecoderFit(decoder, feed, self.targets, self.config, seed=budget.seed)
+        fit.train(budget.rows, budget.valid)
+        if not control and budget.seed == 0 and budget.fraction == max(self.config.fractions):
+            self.kept[decoder] = fit.kept(self.store.encoder_fingerprint)
+        return fit.overlap(self.test)
+
+    def _mean_mask(self, budget: _Budget) -> Overlap:
+        """One mask for every image: the mean of the training masks that are not empty, where it exceeds the level that
+        is best on these. What a place alone is worth; an empty mask's worth stands beside it anyway.
+        """
+        positive = budget.rows[self.targets.areas[budget.rows, 0] > 0]
+        if not len(positive):
+            return overlap_with(np.zeros(self.targets.size, bool), self.targets, self.test)
+        mean = self.targets.mean(positive)
+        on_train = [overlap_with(mean > level, self.targets, positive).dice.mean() for level in _LEVELS]
+        return overlap_with(mean > _LEVELS[int(np.argmax(on_train))], self.targets, self.test)
+
+    def _judge(self, control: str, decoder: str, runs: list[_Budget], overlaps: list[Overlap]) -> None:
+        positive = self.targets.areas[:, 0] > 0
+        counts: Row = {
+            "n_train": max(len(b.rows) for b in runs),
+            "n_train_positive": max(int(positive[b.rows].sum()) for b in runs),
+            "n_valid": max(len(b.valid) for b in runs),
+            "n_test": len(self.test),
+            "n_positive": int(positive[self.test].sum()),
+            "n_seeds": len(runs),
+            "choice": "valid" if all(len(b.valid) for b in runs) else "fixed",
+        }
+        together = Overlap(
+            np.concatenate([o.both for o in overlaps]),
+            np.concatenate([o.predicted for o in overlaps]),
+            overlaps[0].true,
+        )
+        names: Row = {"control": control, "decoder": decoder, "fraction": runs[0].fraction}
+        self.tables.add(Judged(names, counts, [b.seed for b in runs], together))
