@@ -70,7 +70,7 @@ def run(
 
     checked = read_recipe(recipe, overrides)
     from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe
-    from embedcache.report.score_text import probe_text
+    from embedcache.report.run_text import run_text
     from embedcache.stage_one.estimate import in_total
 
     def say(line: str) -> None:
@@ -96,7 +96,7 @@ def run(
     if as_json:
         click.echo(json.dumps(result.to_json()))
         return
-    click.echo("\n" + probe_text(**result.tables))
+    click.echo("\n" + run_text(result.tables))
     click.echo(f"\nrun directory: {result.run_dir}")
 
 

@@ -26,7 +26,9 @@ from embedcache.stage_one.estimate import Estimate
 from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
 from embedcache.stage_two.adaptor import count_parameters
 from embedcache.stage_two.probe import probe
-from embedcache.stage_two.probe_tables import TABLES, ProbeResult
+from embedcache.stage_two.probe_tables import TABLES
+from embedcache.stage_two.segment import segment
+from embedcache.stage_two.segment_tables import TABLES as MASK_TABLES
 from embedcache.stage_two.targets import Target
 from embedcache.stage_two.tensors import input_digests
 from embedcache.stage_two.train import train
@@ -42,7 +44,7 @@ class RunResult:
     Args:
         run_dir: holds `config.yaml`, the tables as csv, and a directory for each pair of encoders with its predictions.
         tables: of all probes, with `label`, `image` and `text` encoder beside them: `scores`, `gains`, `calibration`,
-            `subgroups`.
+            `subgroups`; of masks `mask_scores` and `mask_gains`, where the recipe has them.
         reports: what stage one did for each store.
     """
 
@@ -80,19 +82,12 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
     say(f"splits    {audit}")
     if audit.warning:
         say(f"warning   {audit.warning}")
-    probes = [
-        (image, text, found)
-        for image in recipe.encoders.image
-        for text in recipe.encoders.text
-        for found in _stage_two(recipe, manifest, run_dir, image, text, say)
-    ]
-    tables = {
-        name: pd.concat(
-            [getattr(p, name).assign(label=p.label, image=image, text=text) for image, text, p in probes],
-            ignore_index=True,
-        )
-        for name in TABLES
-    }
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for image in recipe.encoders.image:
+        for text in recipe.encoders.text:
+            for name, table in _stage_two(recipe, manifest, run_dir, image, text, say):
+                parts.setdefault(name, []).append(table.assign(image=image, text=text))
+    tables = {name: pd.concat(some, ignore_index=True) for name, some in parts.items()}
     for name, table in tables.items():
         table.to_csv(run_dir / f"{name}.csv", index=False)
     return RunResult(run_dir, tables, reports)
@@ -116,9 +111,11 @@ def plan_recipe(recipe: Recipe, *, part: tuple[int, int] | None = None) -> dict[
         part: (i, n) for the i-th of n parts of every store's plan alone.
     """
     manifest = make_manifest(recipe)
-    content, hands = recipe.extract.content(), recipe.extract.hands()
+    hands = recipe.extract.hands()
     return {
-        name: plan_extraction(manifest, encoder, recipe.cache / name, part=part, **content, **hands)
+        name: plan_extraction(
+            manifest, encoder, recipe.cache / name, part=part, **recipe.extract.content(encoder.modality), **hands
+        )
         for name, encoder in _encoders(recipe, manifest)
     }
 
@@ -185,9 +182,8 @@ def _stage_one(
     sections, reports = {**recipe.encoders.image, **recipe.encoders.text}, []
     of_part = "" if part is None else f" part {part[0]}/{part[1]}:"
     for name, encoder in _encoders(recipe, manifest):
-        report = extract(
-            manifest, encoder, recipe.cache / name, part=part, **recipe.extract.content(), **recipe.extract.hands()
-        )
+        content, hands = recipe.extract.content(encoder.modality), recipe.extract.hands()
+        report = extract(manifest, encoder, recipe.cache / name, part=part, **content, **hands)
         weights = ", random weights: it has learnt nothing" if sections[name].is_random else ""
         say(
             f"stage one {name} ({encoder.modality}, {encoder.dim}-d{weights}):{of_part} encoded {report.n_embedded}, "
@@ -212,7 +208,10 @@ def _source(recipe: Recipe, manifest: Manifest, name: str, section: EncoderSecti
     return str(section.source).replace("{data.root}", str(recipe.data.root))
 
 
-def _stage_two(recipe: Recipe, manifest: Manifest, run_dir: Path, image: str, text: str, say: Say) -> list[ProbeResult]:
+def _stage_two(
+    recipe: Recipe, manifest: Manifest, run_dir: Path, image: str, text: str, say: Say
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Trains a pair of encoders' Adaptor, and gives the tables of what is done with it by name."""
     image_store, text_store = open_store(recipe.cache / image), open_store(recipe.cache / text)
     pair_dir = run_dir / f"{image}+{text}"
     started = time.monotonic()
@@ -224,7 +223,7 @@ def _stage_two(recipe: Recipe, manifest: Manifest, run_dir: Path, image: str, te
         f"(validation loss {best['valid_loss']:.3f}), {time.monotonic() - started:.1f} s"
     )
     random = _random_like(recipe, image)
-    found = []
+    random_store = None if random is None else recipe.cache / random
     for label in recipe.labels:
         probed = probe(
             manifest,
@@ -232,15 +231,21 @@ def _stage_two(recipe: Recipe, manifest: Manifest, run_dir: Path, image: str, te
             label=label,
             run_dir=pair_dir,
             text_store=text_store,
-            random_store=None if random is None else recipe.cache / random,
+            random_store=random_store,
             config=recipe.probe,
         )
         probed.write(pair_dir / "probes" / re.sub(r"[^\w +-]", "_", label))
         for note in probed.notes:
             say(f"          {label}: {note}")
-        found.append(probed)
+        yield from ((name, getattr(probed, name).assign(label=label)) for name in TABLES)
     say(f"          probed {', '.join(recipe.labels)}, {time.monotonic() - started:.1f} s in all")
-    return found
+    if recipe.segment is not None:
+        masks = segment(manifest, image_store, run_dir=pair_dir, random_store=random_store, config=recipe.segment)
+        masks.write(pair_dir / "masks")
+        for note in masks.notes:
+            say(f"          masks: {note}")
+        say(f"          learnt masks, {time.monotonic() - started:.1f} s in all")
+        yield from ((f"mask_{name}", getattr(masks, name)) for name in MASK_TABLES)
 
 
 def _random_like(recipe: Recipe, image: str) -> str | None:
@@ -254,10 +259,11 @@ def _write_config(recipe: Recipe, run_dir: Path) -> None:
     names = [*recipe.encoders.image, *recipe.encoders.text]
     stores = {name: open_store(recipe.cache / name) for name in names}
     resolved = {
-        **recipe.model_dump(mode="json", exclude={"train", "probe", "data"}),
+        **recipe.model_dump(mode="json", exclude={"train", "probe", "segment", "data"}),
         "data": recipe.data.model_dump(mode="json"),
         "train": asdict(recipe.train),
         "probe": json.loads(json.dumps(asdict(recipe.probe))),
+        "segment": None if recipe.segment is None else json.loads(json.dumps(asdict(recipe.segment))),
         "fingerprints": {name: store.fingerprint for name, store in stores.items()},
     }
     (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), "utf-8")

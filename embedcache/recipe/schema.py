@@ -17,6 +17,7 @@ from embedcache.stage_one.asked import Asked
 from embedcache.stage_one.workers import Backend, Workers
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.probe_config import ProbeConfig
+from embedcache.stage_two.segment_config import SegmentConfig
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _RESERVED = {"checkpoints", "dataset"}  # what else lies in a recipe's cache
@@ -138,9 +139,9 @@ class EncodersSection(_Section):
 
 
 class ExtractSection(_Section):
-    """How stage one runs; see `embedcache.extract`."""
+    """How stage one runs; see `embedcache.extract`. `tokens` may also name the one modality whose tokens are stored."""
 
-    tokens: bool = False
+    tokens: bool | Literal["image", "text"] = False
     store_dtype: Literal["float16", "float32", "bfloat16", "int8"] = "float16"
     shard_rows: Annotated[int, Field(ge=1)] = 1024
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
@@ -154,14 +155,14 @@ class ExtractSection(_Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> ExtractSection:
-        Asked(**self.content())
+        Asked(**self.content("image"))
         Workers(self.backend, self.address, self.workers, self.n_threads)
         return self
 
-    def content(self) -> dict[str, Any]:
-        """What determines the work, without who does it."""
-        names = ("tokens", "store_dtype", "shard_rows", "batch_size", "views", "view_policy", "retry_failed")
-        return {name: getattr(self, name) for name in names}
+    def content(self, modality: str) -> dict[str, Any]:
+        """What determines the work on images or texts, without who does it."""
+        names = ("store_dtype", "shard_rows", "batch_size", "views", "view_policy", "retry_failed")
+        return {"tokens": self.tokens in (True, modality), **{name: getattr(self, name) for name in names}}
 
     def hands(self) -> dict[str, Any]:
         """Who does the work."""
@@ -179,3 +180,10 @@ class Recipe(_Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     labels: Annotated[list[str], Field(min_length=1)]
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    segment: SegmentConfig | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Recipe:
+        if self.segment is not None and self.extract.tokens not in (True, "image"):
+            raise ValueError("segment needs the tokens of images: set extract.tokens to image, or leave segment out")
+        return self

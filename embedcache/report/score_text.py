@@ -5,12 +5,11 @@ Tables may come from several probes, told apart by columns `label`, `image` and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
-_WHERE = ("image", "text")
-_HEADINGS = {"image": "image encoder", "text": "text encoder", "control": "setting"}
+from embedcache.report.plain_table import aligned, counted, head_row, interval, p_words, places
 
 
 def probe_text(scores: pd.DataFrame, gains: pd.DataFrame, calibration: pd.DataFrame, subgroups: pd.DataFrame) -> str:
@@ -28,20 +27,20 @@ def score_table(scores: pd.DataFrame, *, metric: str | None = None) -> str:
     shown = scores[scores["headline"].astype(bool) if metric is None else scores["metric"] == metric]
     parts = []
     for (metric, label, test, class_name), table in shown.groupby(["metric", "label", "test", "class"], sort=False):
-        where = f"test {_range(table['n_test'])}" if test != "difference" else "internal - external"
+        where = f"test {counted(table['n_test'])}" if test != "difference" else "internal - external"
         heading = f"{metric} of {label}" + (f", {class_name}" if class_name else "")
         heading += "" if test == "internal" else f", {test}"
         amounts = {
-            _amount(row): f"{_words(row)} ({_range(of['n_train'])} labels, {_range(of['n_valid'])} to choose by)"
+            _amount(row): f"{_words(row)} ({counted(of['n_train'])} labels, {counted(of['n_valid'])} to choose by)"
             for row, of in table.groupby(["fraction", "shots"], sort=False, dropna=False)
         }
-        rows = [[*_head(table, "control", "head"), *amounts.values()]]
-        for key, group in table.groupby([*_where(table), "control", "head"], sort=False):
-            cells = {_amount((r.fraction, r.shots)): _interval(r.value, r.low, r.high) for r in group.itertuples()}
+        rows = [[*head_row(table, "control", "head"), *amounts.values()]]
+        for key, group in table.groupby([*places(table), "control", "head"], sort=False):
+            cells = {_amount((r.fraction, r.shots)): interval(r.value, r.low, r.high) for r in group.itertuples()}
             names = [str(part) for part in key]
             names[-2] = names[-2] or "result"
             rows.append([*names, *(cells.get(amount, "") for amount in amounts)])
-        parts.append(f"{heading} ({where}, 95% interval over patients and seeds)\n{_aligned(rows)}")
+        parts.append(f"{heading} ({where}, 95% interval over patients and seeds)\n{aligned(rows)}")
     return "\n\n".join(parts)
 
 
@@ -52,36 +51,36 @@ def gain_table(gains: pd.DataFrame) -> str:
     parts = []
     for (label, test), table in gains.groupby(["label", "test"], sort=False):
         amounts = list(dict.fromkeys(map(_amount, zip(table["fraction"], table["shots"], strict=True))))
-        rows = [[*_head(table, "control", "head"), *map(_words, amounts)]]
-        for key, group in table.groupby([*_where(table), "control", "head"], sort=False):
+        rows = [[*head_row(table, "control", "head"), *map(_words, amounts)]]
+        for key, group in table.groupby([*places(table), "control", "head"], sort=False):
             cells = {
-                _amount((r.fraction, r.shots)): f"{r.value:+.3f} [{r.low:+.3f}, {r.high:+.3f}] {_p(r.p_holm)}"
+                _amount((r.fraction, r.shots)): f"{r.value:+.3f} [{r.low:+.3f}, {r.high:+.3f}] {p_words(r.p_holm)}"
                 for r in group.itertuples()
             }
             rows.append([*map(str, key), *(cells.get(amount, "") for amount in amounts)])
         on = "" if test == "internal" else f", {test}"
         parts.append(
             f"gain in {table['metric'].iloc[0]} of {label} over each control{on} "
-            f"(paired; p adjusted for their number)\n{_aligned(rows)}"
+            f"(paired; p adjusted for their number)\n{aligned(rows)}"
         )
     return "\n\n".join(parts)
 
 
 def calibration_table(calibration: pd.DataFrame) -> str:
     """Brier score, ECE, slope and intercept before and after."""
-    rows = [[*_head(calibration, "label", "class", "test", "method"), "Brier", "ECE", "slope", "intercept"]]
+    rows = [[*head_row(calibration, "label", "class", "test", "method"), "Brier", "ECE", "slope", "intercept"]]
     some = _first_head(calibration)
     for r in some.to_dict("records"):
         rows.append(
             [
-                *(str(r[c]) for c in (*_where(some), "label", "class", "test", "method")),
-                _interval(r["brier"], r["brier_low"], r["brier_high"]),
+                *(str(r[c]) for c in (*places(some), "label", "class", "test", "method")),
+                interval(r["brier"], r["brier_low"], r["brier_high"]),
                 f"{r['ece']:.3f}",
-                _interval(r["slope"], r["slope_low"], r["slope_high"]),
-                _interval(r["intercept"], r["intercept_low"], r["intercept_high"]),
+                interval(r["slope"], r["slope_low"], r["slope_high"]),
+                interval(r["intercept"], r["intercept_low"], r["intercept_high"]),
             ]
         )
-    return f"calibration{_of_first(some)}, perfect: slope 1, intercept 0\n{_aligned(rows)}"
+    return f"calibration{_of_first(some)}, perfect: slope 1, intercept 0\n{aligned(rows)}"
 
 
 def subgroup_table(subgroups: pd.DataFrame) -> str:
@@ -90,17 +89,21 @@ def subgroup_table(subgroups: pd.DataFrame) -> str:
         return ""
     some = _first_head(subgroups)
     names = ("auroc", "sensitivity", "specificity", "underdiagnosis")
-    heading = [*_head(some, "label", "class", "test", "attribute", "group"), "n", "positives", *names]
+    heading = [*head_row(some, "label", "class", "test", "attribute", "group"), "n", "positives", *names]
     rows = [heading]
     for r in some.to_dict("records"):
         is_gap = r["n"] != r["n"]
         counts = ["", ""] if is_gap else [f"{r['n']:.0f}", f"{r['n_positive']:.0f}"]
-        cells = [_interval(r.get(n), r.get(f"{n}_low"), r.get(f"{n}_high")) for n in names]
+        cells = [interval(r.get(n), r.get(f"{n}_low"), r.get(f"{n}_high")) for n in names]
         cells = ["too few", "", "", ""] if r["suppressed"] else cells
         rows.append(
-            [*(str(r[c]) for c in (*_where(some), "label", "class", "test", "attribute", "group")), *counts, *cells]
+            [
+                *(str(r[c]) for c in (*places(some), "label", "class", "test", "attribute", "group")),
+                *counts,
+                *cells,
+            ]
         )
-    return f"subgroups{_of_first(some)}\n{_aligned(rows)}"
+    return f"subgroups{_of_first(some)}\n{aligned(rows)}"
 
 
 def _first_head(table: pd.DataFrame) -> pd.DataFrame:
@@ -115,14 +118,6 @@ def _of_first(some: pd.DataFrame) -> str:
     return f" ({first['head']} head, {_words((first['fraction'], first['shots']))}: {first['n_train']} labels)"
 
 
-def _where(table: pd.DataFrame) -> list[str]:
-    return [column for column in _WHERE if column in table]
-
-
-def _head(table: pd.DataFrame, *columns: str) -> list[str]:
-    return [_HEADINGS.get(column, column) for column in (*_where(table), *columns)]
-
-
 def _amount(amount: Sequence[float]) -> tuple[float, float]:
     """A fraction and shots as a key: no fraction is -1, as NaN equals nothing."""
     fraction, shots = amount
@@ -132,29 +127,3 @@ def _amount(amount: Sequence[float]) -> tuple[float, float]:
 def _words(amount: Sequence[float]) -> str:
     fraction, shots = _amount(amount)
     return f"{100 * fraction:.3g}%" if fraction >= 0 else f"{shots:.0f} a class"
-
-
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None or value != value:
-        return "undefined"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _p(p_value: float) -> str:
-    return "undefined" if p_value != p_value else "p < 0.01" if p_value < 0.01 else f"p = {p_value:.2f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width; a column that is blank throughout is left out."""
-    kept = [k for k in range(len(rows[0])) if any(row[k] for row in rows[1:])]
-    widths = [max(len(row[k]) for row in rows) for k in kept]
-    lines: Iterator[str] = (
-        "  ".join(row[k].ljust(w) for k, w in zip(kept, widths, strict=True)).rstrip() for row in rows
-    )
-    return "\n".join(lines)
-
-
-def _range(counts: pd.Series) -> str:
-    """One count, or the least and the most where they differ, as under failed inputs."""
-    low, high = counts.min(), counts.max()
-    return f"{low:.0f}" if low == high else f"{low:.0f}-{high:.0f}"

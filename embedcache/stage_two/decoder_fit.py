@@ -37,7 +37,8 @@ class DecoderFit:
         self._device, self._rng = feed.device, np.random.default_rng(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self._decoder = make_decoder(name, feed.dim, feed.grid, targets.size).to(feed.device)
+            decoder = make_decoder(name, feed.dim, feed.grid, targets.size)
+        self._decoder = decoder.to(memory_format=torch.channels_last).to(feed.device)  # as tokens lie
 
     def train(self, rows: np.ndarray, valid: np.ndarray) -> list[float]:
         """Learns from some samples, and keeps the weights of the epoch that is best on others.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from embedcache.errors import RunNotFoundError, RunStateError
 from embedcache.stage_two.files import write_tensors
 
-_WIDEST, _NARROWEST = 256, 16
+_WIDEST, _NARROWEST = 128, 16
 
 
 class LinearDecoder(nn.Module):
@@ -39,7 +39,8 @@ class ConvolutionalDecoder(nn.Module):
     """Convolutions that narrow while the grid grows: as many doublings as reach the mask's size, each two 3 x 3
     convolutions with BatchNorm and ReLU, then one logit for each pixel.
 
-    Source: *Freeze the backbones* decodes 16 x 16 tokens to 224 or 896 pixels by convolutions alone.
+    In the manner of *Freeze the backbones*, which decodes 16 x 16 tokens to 224 or 896 pixels by convolutions; the
+    widths are our own.
     """
 
     def __init__(self, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> None:
@@ -62,14 +63,14 @@ class ConvolutionalDecoder(nn.Module):
         return x if x.shape[2:] == self._size else F.interpolate(x, self._size, mode="bilinear")
 
 
-_DECODERS: dict[str, type[nn.Module]] = {"paper": ConvolutionalDecoder, "linear": LinearDecoder}
+_DECODERS: dict[str, type[nn.Module]] = {"conv": ConvolutionalDecoder, "linear": LinearDecoder}
 
 
 def make_decoder(name: str, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> nn.Module:
     """A new decoder, weights drawn by torch's generator.
 
     Args:
-        name: `paper` or `linear`.
+        name: `conv` or `linear`.
         dim: c.
         grid: rows and columns of the tokens.
         size: H and W.

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from embedcache.settings import STRICT, check
 
 CONTROLS = ("no-adaptor", "untrained-adaptor", "random-encoder", "mean-mask")
-DECODERS = ("paper", "linear")
+DECODERS = ("conv", "linear")
 Protocol = Literal["", "paper-rsna", "paper-siim"]
 
 
@@ -21,7 +21,8 @@ class SegmentConfig:
     Args:
         protocol: the paper's, for RSNA (224 pixels) or SIIM (896): fixes `decoders`, `size`, `loss`, `epochs`,
             `min_steps`, `batch_size`, `lr`, `weight_decay`, `subsets`, `valid_labels` and `threshold`.
-        decoders: `paper` (convolutions and upsampling), `linear` (a 1 x 1 convolution, upsampled bilinearly).
+        decoders: `conv` (convolutions that narrow while the grid grows), `linear` (a 1 x 1 convolution, upsampled
+            bilinearly).
         size: rows and columns of pixels that masks are learnt and scored at.
         loss: the Dice term of `mask_loss`. `squared` pulls logits outside a mask to 0, where the threshold lies.
         alpha: weight of its focal loss.
@@ -45,7 +46,7 @@ class SegmentConfig:
     """
 
     protocol: Protocol = ""
-    decoders: tuple[str, ...] = ("paper",)
+    decoders: tuple[str, ...] = ("conv",)
     size: Annotated[int, Ge(8), Le(2048)] = 224
     loss: Literal["squared", "log"] = "log"
     alpha: Annotated[float, Ge(0)] = 10.0
@@ -99,9 +100,12 @@ class SegmentConfig:
 
 
 def _published(**own: Any) -> dict[str, Any]:
-    """What both protocols have in common; source: the paper's shell scripts."""
+    """What both protocols have in common; source: the paper's shell scripts.
+
+    The layers of its decoder are not ours, see `decoders`.
+    """
     return {
-        "decoders": ("paper",),
+        "decoders": ("conv",),
         "batch_size": 4,
         "lr": 5e-4,
         "weight_decay": 1e-4,

@@ -179,7 +179,7 @@ class Store:
             return found
         index, numbers = self._index(view)
         found = index.find(keys)
-        return found if numbers is None else np.where(found < 0, -1, numbers[found])
+        return found if numbers is None or not len(numbers) else np.where(found < 0, -1, numbers[found])
 
     def rows(self, ids: Iterable[str], view: int = 0) -> np.ndarray:
         """Row numbers of ids, (len(ids),) int64.

@@ -9,11 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import embedcache
 from embedcache import Adaptor, Manifest
 from embedcache.data.masks import boxes_mask
-from embedcache.errors import FingerprintMismatchError, ManifestError, NoTokensError, SettingsError
+from embedcache.data.views import ViewPolicy
+from embedcache.encoders.random_init import write_tiny
+from embedcache.errors import (
+    FingerprintMismatchError,
+    ManifestError,
+    MissingIdsError,
+    NoTokensError,
+    SettingsError,
+)
 from embedcache.stage_two.mask_targets import read_targets
 from embedcache.stage_two.segment import segment
 from embedcache.stage_two.segment_config import SegmentConfig
@@ -109,7 +118,7 @@ def test_a_model_that_predicts_nothing_scores_as_an_empty_mask_and_is_called_col
     assert f"its Dice of {value(result, 'dice'):.3f} is what an empty mask scores" in note
 
 
-@pytest.mark.parametrize("decoder", ["linear", "paper"])
+@pytest.mark.parametrize("decoder", ["linear", "conv"])
 def test_streamed_tokens_give_the_same_decoder_as_resident_ones(masked: Masked, decoder: str) -> None:
     config = replace(QUICK, decoders=(decoder,), fractions=(1.0,), n_seeds=1, epochs=2, min_steps=0, size=24)
     resident = segment(masked.manifest, masked.store, config=replace(config, data="resident"))
@@ -220,9 +229,41 @@ def test_settings_that_contradict_a_protocol_are_refused() -> None:
         SegmentConfig(decoders=("unet",))
 
 
-def test_masks_of_views_lie_where_the_views_do(masked: Masked) -> None:
-    """A fit on three views takes as many masks of each sample; where views are not known how they were drawn, none."""
-    targets = read_targets(masked.manifest, np.arange(10), masked.store, (SIDE, SIDE))
-    assert targets.place.shape == (10, 1)
+def test_masks_of_views_lie_where_stage_one_put_the_views(tmp_path: Path) -> None:
+    """Images that are their own masks, through a real encoder's preparation and extraction."""
+    rng, ids = np.random.default_rng(0), [f"i{k}" for k in range(12)]
+    for name in ids:
+        pixels = np.zeros((90, 120), np.uint8)
+        y, x = rng.integers(20, 40), rng.integers(20, 60)
+        pixels[y : y + 30, x : x + 20] = pixels[y + 20 : y + 30, x : x + 40] = 255
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    files = [f"{i}.png" for i in ids]
+    split = ["train"] * 8 + ["valid"] * 2 + ["test"] * 2
+    frame = pd.DataFrame({"id": ids, "image": files, "mask": files, "split": split})
+    manifest = Manifest(frame, name="own", root=tmp_path)
+    checkpoint = write_tiny("tiny-vit", tmp_path / "vit", seed=0, reports=[])
+    encoder = embedcache.load_encoder(f"hf:{checkpoint}", modality="image", pooling="mean", device="cpu")
+    policy = ViewPolicy(rotation_degrees=40, min_area=0.5, brightness=0, contrast=0)
+    embedcache.extract(manifest, encoder, tmp_path / "store", tokens=True, views=3, view_policy=policy)
+    store = embedcache.open_store(tmp_path / "store")
+    targets = read_targets(manifest, np.arange(12), store, (64, 64), n_views=3)
+    for k, file in enumerate(files):
+        for view, prepared in enumerate(encoder.prepare_views(tmp_path / file, 3, policy)):
+            values = prepared.inputs[0]
+            seen = torch.nn.functional.interpolate(values[None, None], (64, 64), mode="area")[0, 0].numpy()
+            seen = seen > (seen.min() + seen.max()) / 2
+            mask = targets.take(np.array([k]), view)[0].bool().numpy()
+            assert (mask & seen).sum() / (mask | seen).sum() > 0.85
+    config = SegmentConfig(
+        decoders=("linear",), size=32, fractions=(1.0,), n_seeds=1, epochs=3, min_steps=0, views="all", n_draws=50
+    )
+    result = segment(manifest, store, config=config)
+    assert value(result, "dice") > 0
+    without = store.restricted(store.views != 1)
+    with pytest.raises(MissingIdsError, match="have no row of view 1"):
+        segment(manifest, without, config=config)
+
+
+def test_views_that_were_drawn_elsewhere_have_no_masks(masked: Masked) -> None:
     with pytest.raises(SettingsError, match="does not say how its views were drawn"):
         read_targets(masked.manifest, np.arange(10), masked.store, (SIDE, SIDE), n_views=3)
