@@ -34,6 +34,8 @@ _PUBLIC = {
     "grid": "embedcache.stage_two.train",
     "ProbeConfig": "embedcache.stage_two.probe_config",
     "probe": "embedcache.stage_two.probe",
+    "RetrieveConfig": "embedcache.stage_two.retrieve",
+    "retrieve": "embedcache.stage_two.retrieve",
     "SegmentConfig": "embedcache.stage_two.segment_config",
     "segment": "embedcache.stage_two.segment",
     "EmbedCacheError": "embedcache.errors",

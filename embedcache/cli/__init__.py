@@ -6,6 +6,7 @@ from embedcache.cli import (  # noqa: F401  # they put their commands into the g
     encoders,
     manifests,
     probing,
+    retrieving,
     segmenting,
     stages,
     stores,

@@ -36,3 +36,34 @@ def chance_recall_at(n_matches: np.ndarray, n_candidates: int, k: int) -> float:
 def _all_elsewhere(n_matches: int, n: int, k: int) -> float:
     """Probability that none of k candidates drawn from n is a match."""
     return math.comb(n - n_matches, k) / math.comb(n, k)
+
+
+def weighted_medians(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The median of values under each weighting, (k,); between two, their mean; NaN where nothing counts.
+
+    Args:
+        values: (q,).
+        weights: how often each counts, whole numbers, (k, q).
+    """
+    order = np.argsort(values, kind="stable")
+    up_to = np.cumsum(weights[:, order], axis=1, dtype=np.int64)
+    total = up_to[:, -1:] if len(values) else np.zeros((len(weights), 1), np.int64)
+    found = np.full(len(weights), np.nan)
+    there = total[:, 0] > 0
+    low, high = ((up_to[there] <= part).sum(axis=1) for part in ((total[there] - 1) // 2, total[there] // 2))
+    found[there] = (values[order][low] + values[order][high]) / 2
+    return found
+
+
+def precision_at(relevant: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """Share of the best candidates of each query that are relevant, (q,); NaN where of none it is known.
+
+    Args:
+        relevant: of each candidate how relevant it is, 0 to 1, NaN where unknown, (m,).
+        top: the best candidates of each query, (q, k).
+    """
+    values = relevant[top]
+    known = ~np.isnan(values)
+    n_known = known.sum(axis=1)
+    sums = np.where(known, values, 0).sum(axis=1)
+    return np.divide(sums, n_known, out=np.full(len(top), np.nan), where=n_known > 0)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from embedcache.metrics.retrieval import chance_recall_at, recall_at
+from embedcache.stage_two.ranks import find
 
 TOP = (1, 5, 10)
-_ROWS_AT_ONCE = 1024
 _SPREAD_ROWS = 2048  # the spread of a modality is measured on so many of its vectors, evenly chosen
 
 
@@ -34,11 +34,11 @@ def alignment(image: Tensor, text: Tensor, texts: np.ndarray) -> dict[str, float
     """
     names, first, of_pair, counts = np.unique(texts, return_index=True, return_inverse=True, return_counts=True)
     distinct = text[torch.from_numpy(first).to(text.device)]
-    own = torch.from_numpy(of_pair).to(text.device)
+    own, numbers = torch.from_numpy(of_pair).to(text.device), torch.arange(len(names), device=text.device)
     found: dict[str, float] = {}
     directions = (
-        ("image_to_text", _ranks_of_texts(image, distinct, own), np.ones(len(image), np.int64), len(names)),
-        ("text_to_image", _ranks_of_images(distinct, image, own), counts, len(image)),
+        ("image_to_text", find(image, distinct, numbers, own).ranks, np.ones(len(image), np.int64), len(names)),
+        ("text_to_image", find(distinct, image, own, numbers).ranks, counts, len(image)),
     )
     for direction, ranks, n_matches, n_candidates in directions:
         for k in TOP:
@@ -49,35 +49,6 @@ def alignment(image: Tensor, text: Tensor, texts: np.ndarray) -> dict[str, float
     found["image_uniformity"], found["text_uniformity"] = _uniformity(image), _uniformity(distinct)
     found["modality_gap"] = float((image.mean(0) - text.mean(0)).norm()) if len(image) else math.nan
     return found
-
-
-def _ranks_of_texts(image: Tensor, distinct: Tensor, own: Tensor) -> np.ndarray:
-    """At which rank each image finds its text, (n,) float64."""
-    ranks = []
-    for rows, wanted in zip(image.split(_ROWS_AT_ONCE), own.split(_ROWS_AT_ONCE), strict=True):
-        scores = rows @ distinct.T
-        best = scores.gather(1, wanted[:, None])
-        ranks.append(_rank(scores, best, torch.ones_like(wanted)))
-    return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0)
-
-
-def _ranks_of_images(distinct: Tensor, image: Tensor, own: Tensor) -> np.ndarray:
-    """At which rank each text finds the first of its images, (m,) float64."""
-    ranks = []
-    for start in range(0, len(distinct), _ROWS_AT_ONCE):
-        scores = distinct[start : start + _ROWS_AT_ONCE] @ image.T
-        number = torch.arange(start, start + len(scores), device=own.device)
-        matches = own[None, :] == number[:, None]
-        best = scores.masked_fill(~matches, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(_rank(scores, best, (matches & (scores == best)).sum(dim=1)))
-    return torch.cat(ranks).cpu().numpy() if ranks else np.empty(0)
-
-
-def _rank(scores: Tensor, best: Tensor, n_own: Tensor) -> Tensor:
-    """The rank of the best match, where others with its very score stand before it half of the time."""
-    better = (scores > best).sum(dim=1)
-    ties = (scores == best).sum(dim=1) - n_own
-    return 1 + better.double() + ties.double() / 2
 
 
 def _uniformity(x: Tensor) -> float:

@@ -1,0 +1,81 @@
+"""Ranks and best matches by cosine, part by part: the whole matrix of similarities is never there.
+
+Shape notation: q queries, m candidates, p width, k matches kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SIMILARITIES_AT_ONCE = 2**26  # 256 MB of float32
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What queries find among candidates.
+
+    Args:
+        ranks: of each query's first match, from 1; others with its very score stand before it half of the time, so that
+            equal scores everywhere are no success, (q,) float64.
+        top: the candidates of the highest scores, best first, (q, k) int64; k is 0 where none were asked for.
+    """
+
+    ranks: np.ndarray
+    top: np.ndarray
+
+
+@torch.inference_mode()
+def find(queries: Tensor, candidates: Tensor, owner: Tensor, query_codes: Tensor, *, k: int = 0) -> Found:
+    """Looks for the first match of each query.
+
+    Args:
+        queries: unit vectors, (q, p).
+        candidates: unit vectors, (m, p).
+        owner: a code for each candidate, (m,) int64.
+        query_codes: of each query; its matches are the candidates of the same code, of which there is one at least,
+            (q,) int64.
+        k: how many of the best candidates are wanted.
+    """
+    order = torch.argsort(owner, stable=True)
+    sorted_owner, k = owner[order], min(k, len(candidates))
+    ranks, top = [], []
+    for rows, scores in _similarities(queries, candidates):
+        codes = query_codes[rows]
+        first = torch.searchsorted(sorted_owner, codes)
+        last = torch.searchsorted(sorted_owner, codes, right=True)
+        best, n_best = _best_own(scores, order, first, last)
+        better = (scores > best[:, None]).sum(dim=1)
+        ties = (scores == best[:, None]).sum(dim=1) - n_best
+        ranks.append(1 + better.double() + ties.double() / 2)
+        if k:
+            top.append(scores.topk(k, dim=1).indices)
+    none = torch.empty(0, k, dtype=torch.int64)
+    return Found(
+        torch.cat(ranks).cpu().numpy() if ranks else np.empty(0),
+        (torch.cat(top) if top else none).cpu().numpy(),
+    )
+
+
+def _similarities(queries: Tensor, candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of queries with their scores against all candidates, written over the ones before."""
+    size = max(_SIMILARITIES_AT_ONCE // max(len(candidates), 1), 1)
+    room = torch.empty(min(size, len(queries)), len(candidates), device=queries.device)
+    columns = candidates.float().T
+    for start in range(0, len(queries), size):
+        rows = queries[start : start + size].float()
+        yield slice(start, start + len(rows)), torch.mm(rows, columns, out=room[: len(rows)])
+
+
+def _best_own(scores: Tensor, order: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest score among each query's matches, and how many of them have it, (b,) both."""
+    longest = int((last - first).max())
+    places = first[:, None] + torch.arange(longest, device=scores.device)
+    there = places < last[:, None]
+    own = scores.gather(1, order[places.clamp_max(len(order) - 1)]).masked_fill(~there, -torch.inf)
+    best = own.amax(dim=1)
+    return best, (own == best[:, None]).sum(dim=1)

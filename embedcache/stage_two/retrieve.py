@@ -1,0 +1,279 @@
+"""Retrieval through an Adaptor: image to report and back, over distinct texts, beside chance.
+
+Shape notation: n pairs of the split, m distinct texts, p width of the shared space, q queries of a direction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from embedcache.data.audit import leak_warning
+from embedcache.data.manifest import Manifest
+from embedcache.device import full_precision, pick_device
+from embedcache.errors import ManifestError
+from embedcache.metrics.classification import ratio, totals
+from embedcache.metrics.intervals import PatientDraws, Sampled, Score, bootstrap, over_patients
+from embedcache.metrics.retrieval import chance_recall_at, precision_at, weighted_medians
+from embedcache.output import write_whole
+from embedcache.settings import STRICT, check
+from embedcache.stage_two.adaptor import Adaptor, read_adaptor
+from embedcache.stage_two.config import TrainConfig
+from embedcache.stage_two.feed import Feed, fits
+from embedcache.stage_two.leaks import seen_warning
+from embedcache.stage_two.pairs import Pairs, pairs_of_split
+from embedcache.stage_two.ranks import Found, find
+from embedcache.stage_two.targets import Target
+from embedcache.stage_two.tensors import input_digests, join, opened
+from embedcache.store.store import Store
+
+_KEPT = 10  # best matches that are written down for each query
+
+
+@dataclass(frozen=True)
+class RetrieveConfig:
+    """What is looked for, and how it is scored.
+
+    Args:
+        split: whose pairs are queries and candidates.
+        at: numbers of best matches that recall and precision are taken over.
+        controls: whether the same Adaptor with weights drawn anew stands beside it.
+        n_draws: bootstrap draws of patients.
+    """
+
+    split: Literal["train", "valid", "test"] = "test"
+    at: tuple[Annotated[int, Ge(1)], ...] = (1, 5, 10)
+    controls: bool = True
+    n_draws: Annotated[int, Ge(1)] = 2000
+    device: str = "auto"
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.at or len(set(self.at)) < len(self.at) or min(self.at) < 1:
+            raise ValueError(f"at {', '.join(map(str, self.at))}: expected one number at least, above 0, and each once")
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalResult:
+    """What queries found. Every interval holds 95% over patients.
+
+    Args:
+        scores: a row per control (`""` is the result, `untrained-adaptor`), direction (`image_to_report`,
+            `report_to_image`), metric (`recall@k`; `median_rank` of the first match, from 1; `precision@k` of a label:
+            the share of the best k that have it, over queries that have it) and `label`: `value`, `low`, `high`,
+            `chance`, `n_queries`, `n_candidates`.
+        matches: of the result, a row per query and rank up to 10: `direction`, `query`, `rank`, `match`,
+            `is_own`, and `first_own`, the rank of its own first match. Texts go by the id of their first report.
+        warning: one line where the manifest's splits share patients or files; blank where they do not.
+        notes: what is to be known of these scores.
+    """
+
+    scores: pd.DataFrame
+    matches: pd.DataFrame
+    warning: str
+    notes: tuple[str, ...] = ()
+
+    def write(self, folder: str | Path) -> None:
+        """Writes `scores.csv` and `matches.parquet`.
+
+        Raises:
+            OutputError: they cannot be written there.
+        """
+        folder = Path(folder)
+        write_whole(folder / "scores.csv", lambda path: self.scores.to_csv(path, index=False))
+        write_whole(folder / "matches.parquet", lambda path: self.matches.to_parquet(path, index=False))
+
+
+def retrieve(
+    manifest: Manifest,
+    image_store: Store | str | Path,
+    text_store: Store | str | Path,
+    run_dir: str | Path,
+    *,
+    labels: Sequence[str] = (),
+    config: RetrieveConfig | None = None,
+) -> RetrievalResult:
+    """Ranks distinct texts for each image, and images for each distinct text, by cosine in the shared space.
+
+    Args:
+        run_dir: a run of `train`.
+        labels: binary ones, or sets of them, whose precision is wanted.
+
+    Raises:
+        ManifestError: fewer than two pairs in the split, or no such label.
+        FingerprintMismatchError: the Adaptor is of other encoders.
+    """
+    config = config or RetrieveConfig()
+    images, texts, device = opened(image_store), opened(text_store), pick_device(config.device)
+    adaptor = read_adaptor(run_dir)
+    for store in (images, texts):
+        adaptor.check_encoder(store, run_dir)
+    joined = join(manifest, images, texts)
+    features = {modality: encoder.get("features", "embeddings") for modality, encoder in adaptor.encoders.items()}
+    of_pairs = TrainConfig(image=features["image"], text=features["text"])  # type: ignore[arg-type]  # as it was trained
+    pairs = pairs_of_split(manifest, images, texts, joined, config.split, of_pairs)
+    if len(np.unique(pairs.texts)) < 2:
+        raise ManifestError(
+            f"{manifest.name}: {len(pairs)} pairs with {len(np.unique(pairs.texts))} distinct texts in split "
+            f"{config.split!r}, expected at least two texts to choose from"
+        )
+    rows = joined.rows[manifest.in_split(config.split)[joined.rows]]
+    groups, targets = manifest.groups()[rows], [Target.of(manifest, label) for label in labels]
+    values = {
+        name: column
+        for target in targets
+        for name, column in zip(target.classes, target.one_vs_rest(target.values(manifest)[rows]).T, strict=True)
+    }
+    with full_precision:
+        feed = Feed(pairs, device, resident=fits([pairs], device))
+        settings = {"": adaptor, **({"untrained-adaptor": adaptor.untrained()} if config.controls else {})}
+        runs = {name: _Space.of(made.to(device), feed) for name, made in settings.items()}
+        tables = [_Scoring(space, pairs, groups, values, config).table(name) for name, space in runs.items()]
+        matches = _matches(runs[""], pairs, manifest.frame["report_id"].to_numpy()[rows])
+    warnings = [leak_warning(manifest, input_digests(images)), seen_warning(run_dir, manifest.name, pairs.ids, images)]
+    notes = [f"{manifest.name}: {joined.n_failed} pairs left out, as stage one could not read them"]
+    return RetrievalResult(
+        pd.concat(tables, ignore_index=True),
+        matches,
+        "; ".join(filter(None, warnings if config.split == "test" else warnings[:1])),
+        tuple(notes if joined.n_failed else ()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """Images and distinct texts in the shared space, and what they find of each other.
+
+    Args:
+        text_of: the number of each image's text, (n,).
+        first: an image of each text, (m,).
+    """
+
+    text_of: np.ndarray
+    first: np.ndarray
+    to_text: Found
+    to_image: Found
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, adaptor: Adaptor, feed: Feed) -> _Space:
+        adaptor.eval()
+        embedded = [
+            adaptor.embed(image.values, text.values, image_mask=image.mask, text_mask=text.mask)
+            for image, text in feed.chunks()
+        ]
+        image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+        _, first, text_of = np.unique(feed.pairs.texts, return_index=True, return_inverse=True)
+        distinct = text[torch.from_numpy(first).to(text.device)]
+        own, numbers = (torch.from_numpy(a).to(text.device) for a in (text_of, np.arange(len(first))))
+        return cls(text_of, first, _found(image, distinct, numbers, own), _found(distinct, image, own, numbers))
+
+
+def _found(queries: Tensor, candidates: Tensor, owner: Tensor, codes: Tensor) -> Found:
+    return find(queries, candidates, owner, codes, k=_KEPT)
+
+
+class _Scoring:
+    """Scores of one space."""
+
+    def __init__(
+        self,
+        space: _Space,
+        pairs: Pairs,
+        groups: np.ndarray,
+        values: dict[str, np.ndarray],
+        config: RetrieveConfig,
+    ) -> None:
+        self._space, self._values, self._config = space, values, config
+        counts = np.bincount(space.text_of)
+        self._directions = {
+            "image_to_report": (space.to_text, np.ones(len(pairs), np.int64), len(counts), groups),
+            "report_to_image": (space.to_image, counts, len(pairs), groups[space.first]),
+        }
+
+    def table(self, control: str) -> pd.DataFrame:
+        """Rows of `RetrievalResult.scores`."""
+        rows: list[dict[str, object]] = []
+        for direction, (found, n_matches, n_candidates, groups) in self._directions.items():
+            draws = PatientDraws(groups, self._config.n_draws, seed=0)
+            counts = {"n_queries": len(found.ranks), "n_candidates": n_candidates}
+            for metric, label, sampled, chance, n_queries in self._scores(
+                direction, found, n_matches, n_candidates, draws
+            ):
+                interval = asdict(over_patients(sampled))
+                rows.append(
+                    {"control": control, "direction": direction, "metric": metric, "label": label, **interval}
+                    | {"chance": chance, **counts, "n_queries": n_queries}
+                )
+        return pd.DataFrame(rows)
+
+    def _scores(
+        self, direction: str, found: Found, n_matches: np.ndarray, n_candidates: int, draws: PatientDraws
+    ) -> list[tuple[str, str, Sampled, float, int]]:
+        rows = []
+        for k in self._config.at:
+            hits = bootstrap(_mean_of((found.ranks <= k).astype(np.float64)), draws)
+            rows.append((f"recall@{k}", "", hits, chance_recall_at(n_matches, n_candidates, k), len(found.ranks)))
+        median = bootstrap(lambda weights: weighted_medians(found.ranks, weights), draws)
+        once = bool((n_matches == 1).all())
+        rows.append(("median_rank", "", median, (n_candidates + 1) / 2 if once else math.nan, len(found.ranks)))
+        for label, of_images in self._values.items():
+            of_texts = pd.Series(of_images).groupby(self._space.text_of).mean().to_numpy()
+            queries, candidates = (of_images, of_texts) if direction == "image_to_report" else (of_texts, of_images)
+            asking = queries == 1
+            if not asking.any() or np.isnan(candidates).all():
+                continue
+            for k in self._config.at:
+                if k > found.top.shape[1]:
+                    continue
+                precision = np.where(asking, precision_at(candidates, found.top[:, :k]), np.nan)
+                sampled = bootstrap(_mean_of(precision), draws)
+                rows.append((f"precision@{k}", label, sampled, float(np.nanmean(candidates)), int(asking.sum())))
+        return rows
+
+
+def _mean_of(values: np.ndarray) -> Score:
+    """The mean of values (q,) that are defined, as a function of weights."""
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        sums = totals(weights, filled, known.astype(np.float64))
+        return ratio(sums[:, 0], sums[:, 1])
+
+    return mean
+
+
+def _matches(space: _Space, pairs: Pairs, report_ids: np.ndarray) -> pd.DataFrame:
+    """Rows of `RetrievalResult.matches`."""
+    texts, text_numbers = report_ids[space.first], np.arange(len(space.first))
+    parts = []
+    for direction, found, queries, candidates, own, codes in (
+        ("image_to_report", space.to_text, pairs.ids, texts, space.text_of, text_numbers),
+        ("report_to_image", space.to_image, texts, pairs.ids, text_numbers, space.text_of),
+    ):
+        q, k = found.top.shape
+        parts.append(
+            pd.DataFrame(
+                {
+                    "direction": direction,
+                    "query": np.repeat(queries, k),
+                    "rank": np.tile(np.arange(1, k + 1), q),
+                    "match": candidates[found.top].ravel(),
+                    "is_own": (codes[found.top] == own[:, None]).ravel(),
+                    "first_own": np.repeat(found.ranks, k),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
