@@ -41,8 +41,8 @@ def retrieve(
     """
     from embedcache.data.manifest import Manifest
     from embedcache.report.retrieval_text import retrieval_text
-    from embedcache.stage_two.retrieve import RetrieveConfig
     from embedcache.stage_two.retrieve import retrieve as run_retrieve
+    from embedcache.stage_two.retrieve_config import RetrieveConfig
 
     config = read_settings(RetrieveConfig, pairs(settings, "--set"))
     result = run_retrieve(Manifest.read(manifest), image_store, text_store, run_dir, labels=labels, config=config)
@@ -54,6 +54,75 @@ def retrieve(
         click.echo(retrieval_text(result.scores))
         if out is not None:
             click.echo(f"\nscores and matches: {out}")
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
+    if result.warning:
+        click.echo(f"warning: {result.warning}", err=True)
+
+
+@main.command()
+@click.argument("prompt_set")
+@click.option("--label", "labels", multiple=True, required=True, help="A label to write prompts for.")
+@click.option("-o", "--out", type=PATH, required=True, help="Manifest to write, for 'embedcache extract'.")
+def prompts(prompt_set: str, labels: tuple[str, ...], out: Path) -> None:
+    """Write the prompts of a set (chexzero, chexpert, or a YAML file) as a manifest of texts.
+
+    \b
+    embedcache prompts chexpert --label Pneumonia --label Edema -o prompts.parquet
+    embedcache extract prompts.parquet bert --store cache/prompts/bert
+    """
+    from embedcache.data.prompts import PromptSet
+
+    written = PromptSet.named(prompt_set).manifest(labels)
+    written.write(out)
+    click.echo(f"{out}: {len(written)} prompts; encode them with 'embedcache extract {out} ENCODER --store STORE'")
+
+
+@main.command()
+@click.argument("manifest", type=PATH)
+@click.argument("image_store", type=PATH)
+@click.argument("prompt_store", type=PATH)
+@click.option("--run-dir", type=PATH, required=True, help="A run of 'embedcache train'.")
+@click.option("--prompts", "prompt_set", default="chexzero", show_default=True, help="The set, or its YAML file.")
+@click.option("--label", "labels", multiple=True, required=True, help="A label of the manifest, or a set of labels.")
+@click.option("--split", type=click.Choice(["train", "valid", "test"]), default="test", show_default=True)
+@click.option("--out", type=PATH, help="A folder for the scores, those of each wording, and predictions by id.")
+@json_option
+def zeroshot(
+    manifest: Path,
+    image_store: Path,
+    prompt_store: Path,
+    run_dir: Path,
+    prompt_set: str,
+    labels: tuple[str, ...],
+    split: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Score labels by prompts that speak for them and against them, without a label to learn from.
+
+    \b
+    embedcache zeroshot manifest.parquet cache/mine/dinov2-s cache/prompts/bert --run-dir runs/mine --label Pneumonia
+    embedcache zeroshot manifest.parquet cache/mine/dinov2-s cache/prompts/bert --run-dir runs/mine \
+        --prompts prompts.yaml --label Pneumonia --label Edema --out zero
+    """
+    from embedcache.data.manifest import Manifest
+    from embedcache.report.retrieval_text import zero_shot_text
+    from embedcache.stage_two.zeroshot import ZeroShotConfig, zero_shot
+
+    config = ZeroShotConfig(split=split)  # type: ignore[arg-type]  # one of its splits
+    result = zero_shot(
+        Manifest.read(manifest), image_store, prompt_store, run_dir, prompts=prompt_set, labels=labels, config=config
+    )
+    if out is not None:
+        result.write(out)
+    if as_json:
+        tables = {"scores": result.scores, "wordings": result.wordings}
+        click.echo(json.dumps({name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}))
+    else:
+        click.echo(zero_shot_text(result.scores))
+        if out is not None:
+            click.echo(f"\nscores and predictions: {out}")
     for note in result.notes:
         click.echo(f"note: {note}", err=True)
     if result.warning:

@@ -16,6 +16,7 @@ import yaml
 from embedcache.data.datasets.load import load_dataset
 from embedcache.data.datasets.phantom import make_phantom
 from embedcache.data.manifest import Manifest
+from embedcache.data.prompts import PromptSet
 from embedcache.data.splits import patient_split
 from embedcache.encoders.base import Encoder
 from embedcache.encoders.load import load_encoder
@@ -27,11 +28,13 @@ from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
 from embedcache.stage_two.adaptor import count_parameters
 from embedcache.stage_two.probe import probe
 from embedcache.stage_two.probe_tables import TABLES
+from embedcache.stage_two.retrieve import retrieve
 from embedcache.stage_two.segment import segment
 from embedcache.stage_two.segment_tables import TABLES as MASK_TABLES
 from embedcache.stage_two.targets import Target
 from embedcache.stage_two.tensors import input_digests
 from embedcache.stage_two.train import train
+from embedcache.stage_two.zeroshot import zero_shot
 from embedcache.store.store import open_store
 
 Say = Callable[[str], None]
@@ -194,6 +197,10 @@ def _stage_one(
         if report.failures:
             say("          to try failed inputs again: --set extract.retry_failed=true")
         reports.append(report)
+        if encoder.modality == "text" and recipe.zeroshot is not None and part is None:
+            prompts = PromptSet.named(recipe.zeroshot).manifest(recipe.labels)
+            extract(prompts, encoder, recipe.cache / "prompts" / name, **recipe.extract.hands())
+            say(f"          {name}: {len(prompts)} prompts of {recipe.zeroshot}")
     return reports
 
 
@@ -246,6 +253,23 @@ def _stage_two(
             say(f"          masks: {note}")
         say(f"          learnt masks, {time.monotonic() - started:.1f} s in all")
         yield from ((f"mask_{name}", getattr(masks, name)) for name in MASK_TABLES)
+    if recipe.retrieve is not None:
+        found = retrieve(manifest, image_store, text_store, pair_dir, labels=recipe.labels, config=recipe.retrieve)
+        found.write(pair_dir / "retrieval")
+        yield "retrieval_scores", found.scores
+    if recipe.zeroshot is not None:
+        prompted = zero_shot(
+            manifest,
+            image_store,
+            recipe.cache / "prompts" / text,
+            pair_dir,
+            prompts=recipe.zeroshot,
+            labels=recipe.labels,
+        )
+        prompted.write(pair_dir / "zeroshot")
+        for note in prompted.notes:
+            say(f"          zero-shot: {note}")
+        yield "zeroshot_scores", prompted.scores
 
 
 def _random_like(recipe: Recipe, image: str) -> str | None:
@@ -259,11 +283,12 @@ def _write_config(recipe: Recipe, run_dir: Path) -> None:
     names = [*recipe.encoders.image, *recipe.encoders.text]
     stores = {name: open_store(recipe.cache / name) for name in names}
     resolved = {
-        **recipe.model_dump(mode="json", exclude={"train", "probe", "segment", "data"}),
+        **recipe.model_dump(mode="json", exclude={"train", "probe", "segment", "retrieve", "data"}),
         "data": recipe.data.model_dump(mode="json"),
         "train": asdict(recipe.train),
         "probe": json.loads(json.dumps(asdict(recipe.probe))),
         "segment": None if recipe.segment is None else json.loads(json.dumps(asdict(recipe.segment))),
+        "retrieve": None if recipe.retrieve is None else json.loads(json.dumps(asdict(recipe.retrieve))),
         "fingerprints": {name: store.fingerprint for name, store in stores.items()},
     }
     (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), "utf-8")

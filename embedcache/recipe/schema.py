@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from embedcache.data.datasets.load import layout_named
 from embedcache.data.datasets.phantom import PhantomConfig
+from embedcache.data.prompts import PromptSet
 from embedcache.data.radiograph import DecodePolicy
 from embedcache.data.reports import ReportPolicy
 from embedcache.data.views import ViewPolicy
@@ -17,10 +18,11 @@ from embedcache.stage_one.asked import Asked
 from embedcache.stage_one.workers import Backend, Workers
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.probe_config import ProbeConfig
+from embedcache.stage_two.retrieve_config import RetrieveConfig
 from embedcache.stage_two.segment_config import SegmentConfig
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-_RESERVED = {"checkpoints", "dataset"}  # what else lies in a recipe's cache
+_RESERVED = {"checkpoints", "dataset", "prompts"}  # what else lies in a recipe's cache
 
 
 class _Section(BaseModel):
@@ -181,9 +183,13 @@ class Recipe(_Section):
     labels: Annotated[list[str], Field(min_length=1)]
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
     segment: SegmentConfig | None = None
+    retrieve: RetrieveConfig | None = None
+    zeroshot: str | None = None  # a set of prompts, or its file
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Recipe:
         if self.segment is not None and self.extract.tokens not in (True, "image"):
             raise ValueError("segment needs the tokens of images: set extract.tokens to image, or leave segment out")
+        if self.zeroshot is not None:
+            PromptSet.named(self.zeroshot)
         return self

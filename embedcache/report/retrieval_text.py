@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from embedcache.report.plain_table import aligned, head_row, places
+from embedcache.report.plain_table import aligned, head_row, interval, places
 
 
 def retrieval_text(scores: pd.DataFrame) -> str:
@@ -27,6 +27,27 @@ def retrieval_text(scores: pd.DataFrame) -> str:
             f"{aligned(rows)}"
         )
     return "\n\n".join(parts)
+
+
+def zero_shot_text(scores: pd.DataFrame) -> str:
+    """A row for each encoder and label, with the range over single wordings."""
+    rows = [[*head_row(scores, "label"), "AUROC", "by single wordings", "average precision", "test", "positives", ""]]
+    for key, group in scores.groupby([*places(scores), "label"], sort=False):
+        of = group.set_index("metric")
+        auroc, precision = of.loc["auroc"], of.loc["average_precision"]
+        spread = f"{auroc['worst_wording']:.3f} to {auroc['best_wording']:.3f} ({auroc['n_wordings']})"
+        rows.append(
+            [
+                *map(str, key),
+                interval(auroc["value"], auroc["low"], auroc["high"]),
+                spread if auroc["n_wordings"] > 1 else "",
+                interval(precision["value"], precision["low"], precision["high"]),
+                str(auroc["n_test"]),
+                str(auroc["n_positive"]),
+                "the prompts say the opposite" if auroc["inverted"] else "",
+            ]
+        )
+    return f"zero-shot by prompts (95% interval over patients)\n{aligned(rows)}"
 
 
 def _cell(row: object) -> str:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 
 from embedcache.report.mask_text import mask_text
+from embedcache.report.retrieval_text import retrieval_text, zero_shot_text
 from embedcache.report.score_text import probe_text
+
+_KINDS: dict[str, Callable[..., str]] = {
+    "mask_": mask_text,
+    "retrieval_": retrieval_text,
+    "zeroshot_": zero_shot_text,
+}
 
 
 def run_text(tables: Mapping[str, pd.DataFrame]) -> str:
-    """Of probes, then of masks.
+    """Of probes, then of masks, retrieval and prompts.
 
     Args:
-        tables: by name, those of masks with `mask_` before it.
+        tables: by name; what is not of a probe has its kind before it.
     """
-    probes = {name: table for name, table in tables.items() if not name.startswith("mask_")}
-    masks = {name.removeprefix("mask_"): table for name, table in tables.items() if name.startswith("mask_")}
-    return "\n\n".join([probe_text(**probes), *([mask_text(**masks)] if masks else [])])
+    parts = [probe_text(**{name: table for name, table in tables.items() if not name.startswith(tuple(_KINDS))})]
+    for kind, text_of in _KINDS.items():
+        some = {name.removeprefix(kind): table for name, table in tables.items() if name.startswith(kind)}
+        if some:
+            parts.append(text_of(**some))
+    return "\n\n".join(parts)

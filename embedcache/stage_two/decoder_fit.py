@@ -43,12 +43,14 @@ class DecoderFit:
     def train(self, rows: np.ndarray, valid: np.ndarray) -> list[float]:
         """Learns from some samples, and keeps the weights of the epoch that is best on others.
 
+        The learning rate falls by a cosine from epoch to epoch, as in the paper's code.
+
         Args:
             rows: (n,).
             valid: (v,); none trains to the end.
 
         Returns:
-            The validation loss after each epoch; nothing without validation.
+            What the epoch was chosen by, after each: the validation loss, or 1 - Dice; nothing without validation.
 
         Raises:
             TrainingError: a loss that is not finite.
@@ -56,14 +58,15 @@ class DecoderFit:
         config, decoder = self._config, self._decoder
         n_epochs = config.n_epochs(len(rows))
         optimizer = torch.optim.AdamW(decoder.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        n_steps = n_epochs * -(-len(rows) // config.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps, eta_min=1e-8)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs, eta_min=1e-8)
+        missed = self._loss if config.choose_by == "loss" else lambda rows: 1 - float(self.overlap(rows).dice.mean())
         best, best_loss, losses = None, np.inf, list[float]()
         for _ in range(n_epochs):
-            self._epoch(rows, optimizer, schedule)
+            self._epoch(rows, optimizer)
+            schedule.step()
             if not len(valid):
                 continue
-            losses.append(self._loss(valid))
+            losses.append(missed(valid))
             if losses[-1] < best_loss:
                 best_loss = losses[-1]
                 best = {name: value.clone() for name, value in decoder.state_dict().items()}
@@ -100,12 +103,7 @@ class DecoderFit:
             state,
         )
 
-    def _epoch(
-        self,
-        rows: np.ndarray,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-    ) -> None:
+    def _epoch(self, rows: np.ndarray, optimizer: torch.optim.Optimizer) -> None:
         config, order = self._config, self._rng.permutation(rows)
         views = self._rng.integers(0, self._targets.place.shape[1], len(order))
         mirrored = self._rng.random(len(order)) < 0.5 if config.flips else np.zeros(len(order), bool)
@@ -121,7 +119,6 @@ class DecoderFit:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            schedule.step()
 
     @torch.no_grad()
     def _loss(self, rows: np.ndarray) -> float:

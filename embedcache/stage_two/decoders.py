@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from embedcache.errors import RunNotFoundError, RunStateError
+from embedcache.errors import RunNotFoundError, RunStateError, SettingsError
 from embedcache.stage_two.files import write_tensors
 
 _WIDEST, _NARROWEST = 128, 16
@@ -35,12 +35,50 @@ class LinearDecoder(nn.Module):
         return F.interpolate(self.out(x), self._size, mode="bilinear")
 
 
+class PaperDecoder(nn.Module):
+    """The paper's: 16 x 16 tokens to 224 pixels, or 64 x 64 to 896.
+
+    A 3 x 3 convolution at the tokens' width brings the grid to 14 x 14 (no padding), or 56 x 56 (then shrunk); four
+    more, of 512, 256, 128 and 64 channels, are each followed by a doubling; BatchNorm and ReLU after every one; a last
+    one gives the logits. Source: `ViTDecoder` of the paper's code. Its decoder for ResNet-AE takes feature maps of the
+    encoder's earlier layers, which no store has.
+
+    Raises:
+        SettingsError: another grid or size.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> None:
+        super().__init__()
+        if (grid, size) not in (((16, 16), (224, 224)), ((64, 64), (896, 896))):
+            raise SettingsError(
+                f"the paper's decoder takes 16 x 16 tokens to 224 pixels, or 64 x 64 to 896; found {grid[0]} x "
+                f"{grid[1]} tokens and size {size[0]}: use decoder 'conv', or extract at 224 or 896 pixels with a "
+                "patch of 14"
+            )
+        self._shrinks = grid[0] == 64
+        self.first = _published_block(dim, dim, padding=int(self._shrinks))
+        widths = (dim, 512, 256, 128, 64)
+        self.grow = nn.ModuleList(_published_block(a, b, padding=1) for a, b in pairwise(widths))
+        self.out = nn.Conv2d(widths[-1], 1, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, g, g') to (b, 1, H, W)."""
+        x = self.first(x)
+        if self._shrinks:
+            x = F.interpolate(x, scale_factor=14 / 16)
+        for block in self.grow:
+            x = F.interpolate(block(x), scale_factor=2)
+        return self.out(x)
+
+
 class ConvolutionalDecoder(nn.Module):
     """Convolutions that narrow while the grid grows: as many doublings as reach the mask's size, each two 3 x 3
     convolutions with BatchNorm and ReLU, then one logit for each pixel.
 
-    In the manner of *Freeze the backbones*, which decodes 16 x 16 tokens to 224 or 896 pixels by convolutions; the
-    widths are our own.
+    For any grid and size, and a tenth of the arithmetic of the paper's.
     """
 
     def __init__(self, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> None:
@@ -63,14 +101,14 @@ class ConvolutionalDecoder(nn.Module):
         return x if x.shape[2:] == self._size else F.interpolate(x, self._size, mode="bilinear")
 
 
-_DECODERS: dict[str, type[nn.Module]] = {"conv": ConvolutionalDecoder, "linear": LinearDecoder}
+_DECODERS: dict[str, type[nn.Module]] = {"paper": PaperDecoder, "conv": ConvolutionalDecoder, "linear": LinearDecoder}
 
 
 def make_decoder(name: str, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> nn.Module:
     """A new decoder, weights drawn by torch's generator.
 
     Args:
-        name: `conv` or `linear`.
+        name: `paper`, `conv` or `linear`.
         dim: c.
         grid: rows and columns of the tokens.
         size: H and W.
@@ -140,6 +178,10 @@ def read_decoder(path: Path) -> KeptDecoder:
         raise RunStateError(
             f"{path}: cannot be read as a decoder ({type(error).__name__}); run 'embedcache segment' again"
         ) from error
+
+
+def _published_block(inward: int, outward: int, *, padding: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inward, outward, 3, padding=padding), nn.BatchNorm2d(outward), nn.ReLU())
 
 
 def _block(inward: int, outward: int, kernel: int) -> nn.Module:

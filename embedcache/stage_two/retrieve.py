@@ -9,12 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from embedcache.data.audit import leak_warning
@@ -25,43 +23,18 @@ from embedcache.metrics.classification import ratio, totals
 from embedcache.metrics.intervals import PatientDraws, Sampled, Score, bootstrap, over_patients
 from embedcache.metrics.retrieval import chance_recall_at, precision_at, weighted_medians
 from embedcache.output import write_whole
-from embedcache.settings import STRICT, check
 from embedcache.stage_two.adaptor import Adaptor, read_adaptor
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.feed import Feed, fits
 from embedcache.stage_two.leaks import seen_warning
 from embedcache.stage_two.pairs import Pairs, pairs_of_split
 from embedcache.stage_two.ranks import Found, find
+from embedcache.stage_two.retrieve_config import RetrieveConfig
 from embedcache.stage_two.targets import Target
 from embedcache.stage_two.tensors import input_digests, join, opened
 from embedcache.store.store import Store
 
 _KEPT = 10  # best matches that are written down for each query
-
-
-@dataclass(frozen=True)
-class RetrieveConfig:
-    """What is looked for, and how it is scored.
-
-    Args:
-        split: whose pairs are queries and candidates.
-        at: numbers of best matches that recall and precision are taken over.
-        controls: whether the same Adaptor with weights drawn anew stands beside it.
-        n_draws: bootstrap draws of patients.
-    """
-
-    split: Literal["train", "valid", "test"] = "test"
-    at: tuple[Annotated[int, Ge(1)], ...] = (1, 5, 10)
-    controls: bool = True
-    n_draws: Annotated[int, Ge(1)] = 2000
-    device: str = "auto"
-
-    __pydantic_config__ = STRICT
-
-    def __post_init__(self) -> None:
-        check(self)
-        if not self.at or len(set(self.at)) < len(self.at) or min(self.at) < 1:
-            raise ValueError(f"at {', '.join(map(str, self.at))}: expected one number at least, above 0, and each once")
 
 
 @dataclass(frozen=True, eq=False)

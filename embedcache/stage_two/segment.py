@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from embedcache.data.audit import leak_warning
 from embedcache.data.frames import frame_steps
@@ -22,7 +23,7 @@ from embedcache.metrics.masks import Overlap
 from embedcache.progress import Progress
 from embedcache.stage_two.adaptor import Adaptor, read_adaptor
 from embedcache.stage_two.decoder_fit import DecoderFit, overlap_with
-from embedcache.stage_two.decoders import KeptDecoder
+from embedcache.stage_two.decoders import KeptDecoder, make_decoder
 from embedcache.stage_two.leaks import seen_warning
 from embedcache.stage_two.mask_targets import has_mask, read_targets
 from embedcache.stage_two.score_rows import Row
@@ -82,7 +83,9 @@ class _Segmentation:
     def __init__(self, manifest: Manifest, store: Store, run_dir: str | Path | None, config: SegmentConfig) -> None:
         self.config, self.manifest, self.store = config, manifest, store
         self.device = pick_device(config.device)
-        token_grid(store)
+        with torch.device("meta"):  # whether its tokens suit the decoders, before anything long begins
+            for decoder in config.decoders:
+                make_decoder(decoder, 1, token_grid(store), (config.size, config.size))
         self.adaptor = None if run_dir is None else read_adaptor(run_dir)
         if self.adaptor is not None:
             self.adaptor.check_encoder(store, run_dir)

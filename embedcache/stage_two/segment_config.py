@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from embedcache.settings import STRICT, check
 
 CONTROLS = ("no-adaptor", "untrained-adaptor", "random-encoder", "mean-mask")
-DECODERS = ("conv", "linear")
+DECODERS = ("paper", "conv", "linear")
 Protocol = Literal["", "paper-rsna", "paper-siim"]
 
 
@@ -20,9 +20,10 @@ class SegmentConfig:
 
     Args:
         protocol: the paper's, for RSNA (224 pixels) or SIIM (896): fixes `decoders`, `size`, `loss`, `epochs`,
-            `min_steps`, `batch_size`, `lr`, `weight_decay`, `subsets`, `valid_labels` and `threshold`.
-        decoders: `conv` (convolutions that narrow while the grid grows), `linear` (a 1 x 1 convolution, upsampled
-            bilinearly).
+            `min_steps`, `batch_size`, `lr`, `weight_decay`, `subsets`, `valid_labels`, `choose_by` and `threshold`.
+            What it augments images by has no counterpart in a cache but stored views (`views: all`).
+        decoders: `paper` (the paper's convolutions: 16 x 16 tokens to 224 pixels, or 64 x 64 to 896), `conv` (lighter
+            ones, for any grid and size), `linear` (a 1 x 1 convolution, upsampled bilinearly).
         size: rows and columns of pixels that masks are learnt and scored at.
         loss: the Dice term of `mask_loss`. `squared` pulls logits outside a mask to 0, where the threshold lies.
         alpha: weight of its focal loss.
@@ -31,7 +32,8 @@ class SegmentConfig:
         valid_labels: as of `ProbeConfig`: how many validation masks choose the epoch. Where they hold fewer than 5
             images with a mask, none is chosen and training goes to its end.
         epochs, min_steps: passes over the masks; so many steps at least, so that few masks are not also few steps.
-        patience: epochs without a better validation loss after which training stops; None for its end. Where there is
+        choose_by: which epoch is best: of the lowest validation `loss`, or the highest validation `dice`.
+        patience: epochs without a better one after which training stops; None for its end. Where there is
             validation, the weights of the best epoch are kept either way.
         views: `first`: each sample as it is; `all`: each epoch one of its stored views at random, with the mask moved
             as the view was, to the pixel.
@@ -58,6 +60,7 @@ class SegmentConfig:
     batch_size: Annotated[int, Ge(1)] = 16
     lr: Annotated[float, Gt(0)] = 5e-4
     weight_decay: Annotated[float, Ge(0)] = 1e-4
+    choose_by: Literal["loss", "dice"] = "loss"
     patience: Annotated[int, Ge(1)] | None = 10
     views: Literal["first", "all"] = "first"
     flips: bool = False
@@ -100,12 +103,13 @@ class SegmentConfig:
 
 
 def _published(**own: Any) -> dict[str, Any]:
-    """What both protocols have in common; source: the paper's shell scripts.
+    """What both protocols have in common; source: the paper's code and its shell scripts.
 
-    The layers of its decoder are not ours, see `decoders`.
+    It validates every third epoch and stops after three looks without a better Dice; ours looks after each.
     """
     return {
-        "decoders": ("conv",),
+        "decoders": ("paper",),
+        "choose_by": "dice",
         "batch_size": 4,
         "lr": 5e-4,
         "weight_decay": 1e-4,

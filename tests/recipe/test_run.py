@@ -17,6 +17,7 @@ from embedcache.recipe.read import read_recipe
 from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe
 from embedcache.recipe.run import make_manifest as make_manifest_of
 from embedcache.recipe.schema import Recipe, SplitSection, TableData
+from embedcache.report.run_text import run_text
 from embedcache.report.score_text import score_table
 
 SMALL = """\
@@ -74,6 +75,52 @@ def test_both_stages_from_one_recipe(recipe: Recipe, tmp_path: Path) -> None:
     again = run_recipe(recipe, run_dir=tmp_path / "again")
     assert [(r.n_embedded, r.n_present) for r in again.reports] == [(0, 80)] * 3
     pd.testing.assert_frame_equal(again.scores, result.scores)
+
+
+def test_masks_retrieval_and_prompts_stand_beside_the_probes(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    more = "extract: {tokens: image}\nretrieve: {n_draws: 50}\nzeroshot: chexpert\n"
+    more += (
+        "segment: {decoders: [linear], size: 16, fractions: [1.0], n_seeds: 1, n_draws: 50, epochs: 2, min_steps: 5}\n"
+    )
+    path.write_text(SMALL.format(root=tmp_path) + more)
+    lines: list[str] = []
+    result = run_recipe(read_recipe(path), run_dir=tmp_path / "run", say=lines.append)
+    assert set(result.tables) == {
+        "scores", "gains", "calibration", "subgroups", "mask_scores", "mask_gains", "retrieval_scores",
+        "zeroshot_scores",
+    }  # fmt: skip
+    assert set(result.tables["mask_scores"]["control"]) == {"", "no-adaptor", "untrained-adaptor", "mean-mask"}
+    for name, table in result.tables.items():
+        assert set(table["image"]) == {"vit", "again"}
+        assert len(pd.read_csv(tmp_path / "run" / f"{name}.csv")) == len(table)
+    assert (tmp_path / "run" / "vit+bert" / "masks" / "linear.safetensors").is_file()
+    assert embedcache.open_store(tmp_path / "cache" / "vit").layout.tokens is not None
+    assert embedcache.open_store(tmp_path / "cache" / "bert").layout.tokens is None
+    assert len(embedcache.open_store(tmp_path / "cache" / "prompts" / "bert")) == 8
+    assert any("8 prompts of chexpert" in line for line in lines)
+    shown = run_text(result.tables)
+    for said in ("auroc of effusion", "masks (test", "empty mask", "image to report:", "report to image:", "chance",
+                 "zero-shot by prompts"):  # fmt: skip
+        assert said in shown
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["segment"]["size"] == 16
+    assert config["zeroshot"] == "chexpert"
+    again = run_recipe(read_recipe(path), run_dir=tmp_path / "again")
+    for name, table in result.tables.items():
+        pd.testing.assert_frame_equal(again.tables[name], table)
+
+
+def test_what_a_recipe_cannot_do_is_said_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    for more, said in (
+        ("segment: {}\n", "segment needs the tokens of images: set extract.tokens to image"),
+        ("segment: {}\nextract: {tokens: text}\n", "segment needs the tokens of images"),
+        ("zeroshot: nothing\n", "one of chexzero, chexpert"),
+    ):
+        path.write_text(SMALL.format(root=tmp_path) + more)
+        with pytest.raises(RecipeError, match=said):
+            read_recipe(path)
 
 
 def test_a_wrong_label_is_found_before_anything_is_encoded(recipe: Recipe, tmp_path: Path) -> None:

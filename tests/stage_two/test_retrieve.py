@@ -15,7 +15,8 @@ from embedcache import Adaptor, Manifest
 from embedcache.errors import FingerprintMismatchError, ManifestError
 from embedcache.metrics.retrieval import precision_at, weighted_medians
 from embedcache.stage_two.ranks import find
-from embedcache.stage_two.retrieve import RetrieveConfig, retrieve
+from embedcache.stage_two.retrieve import retrieve
+from embedcache.stage_two.retrieve_config import RetrieveConfig
 
 QUICK = RetrieveConfig(n_draws=200)
 

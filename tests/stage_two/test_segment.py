@@ -192,6 +192,8 @@ def test_what_cannot_be_segmented_is_refused(masked: Masked, tmp_path: Path) -> 
     bad.loc[3, "mask"], bad.loc[7, "mask"] = "nowhere.png", "rle:4x4:3 99"
     with pytest.raises(ManifestError, match=r"2 of 240 masks cannot be read: 'i003', 'i007'"):
         segment(Manifest(bad, name="m", root=tmp_path), masked.store, config=QUICK)
+    with pytest.raises(SettingsError, match=r"the paper's decoder takes 16 x 16 tokens .* found 6 x 6 tokens"):
+        segment(masked.manifest, masked.store, config=SegmentConfig(protocol="paper-rsna"))
     plain = embedcache.save_store(tmp_path / "plain", frame["id"].tolist(), np.ones((N, 4), np.float32))
     with pytest.raises((SettingsError, NoTokensError), match="holds no tokens"):
         segment(masked.manifest, plain, config=QUICK)
