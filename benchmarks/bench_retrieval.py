@@ -5,7 +5,7 @@
     python benchmarks/bench_retrieval.py --device cuda   on a GPU, without faiss
 
 Both look for the best ten of n candidates for n queries. Ours also gives the exact rank of each query's own match,
-which an index does not. faiss is `faiss-cpu`, which has to be installed for this. Memory is the largest that the process
+which an index does not. faiss is `faiss-cpu`, which has to be installed for this. Memory is the most that a process
 held beyond the vectors themselves; each side runs in a process of its own. The whole matrix would take n x n x 4 bytes.
 """
 

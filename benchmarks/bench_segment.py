@@ -5,9 +5,9 @@
     python benchmarks/bench_segment.py --device cuda
 
 An epoch as `segment` runs it (tokens of a float16 store, masks unpacked from bits, no augmentation), against as many
-steps of the same decoder, loss and optimizer on one resident random batch: with the Adaptor's maps resident, with tokens
-streamed, and with tokens streamed through the Adaptor batch by batch. `value` is the median over the repeats in ms a
-step, `ratio` the median of the ratios within each repeat.
+steps of the same decoder, loss and optimizer on one resident random batch: with the Adaptor's maps resident, with
+tokens streamed, and with tokens streamed through the Adaptor batch by batch. `value` is the median over the repeats in
+ms a step, `ratio` the median of the ratios within each repeat.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class ConvolutionalDecoder(nn.Module):
     """Convolutions that narrow while the grid grows: as many doublings as reach the mask's size, each two 3 x 3
     convolutions with BatchNorm and ReLU, then one logit for each pixel.
 
-    For any grid and size, and a tenth of the arithmetic of the paper's.
+    For any grid and size, and at 224 pixels an eighth of the arithmetic of the paper's.
     """
 
     def __init__(self, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> None:
