@@ -16,6 +16,7 @@ from embedcache.cli.settings import pairs, read_settings
 @click.argument("image_store", type=PATH)
 @click.argument("text_store", type=PATH)
 @click.option("--run-dir", type=PATH, required=True, help="A run of 'embedcache train'.")
+@click.option("--sentence-store", type=PATH, help="The reports' sentences: texts are scored by them too.")
 @click.option("--label", "labels", multiple=True, help="A label whose precision among the best matches is wanted.")
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Any field of RetrieveConfig, such as at=1,10,100."
@@ -27,6 +28,7 @@ def retrieve(
     image_store: Path,
     text_store: Path,
     run_dir: Path,
+    sentence_store: Path | None,
     labels: tuple[str, ...],
     settings: tuple[str, ...],
     out: Path | None,
@@ -45,7 +47,15 @@ def retrieve(
     from embedcache.stage_two.retrieve_config import RetrieveConfig
 
     config = read_settings(RetrieveConfig, pairs(settings, "--set"))
-    result = run_retrieve(Manifest.read(manifest), image_store, text_store, run_dir, labels=labels, config=config)
+    result = run_retrieve(
+        Manifest.read(manifest),
+        image_store,
+        text_store,
+        run_dir,
+        sentence_store=sentence_store,
+        labels=labels,
+        config=config,
+    )
     if out is not None:
         result.write(out)
     if as_json:

@@ -5,7 +5,7 @@ Shape notation: q queries, m candidates, p width, k matches kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,10 +41,20 @@ def find(queries: Tensor, candidates: Tensor, owner: Tensor, query_codes: Tensor
             (q,) int64.
         k: how many of the best candidates are wanted.
     """
+    return find_in(_similarities(queries, candidates), owner, query_codes, k=k)
+
+
+@torch.inference_mode()
+def find_in(parts: Iterable[tuple[slice, Tensor]], owner: Tensor, query_codes: Tensor, *, k: int = 0) -> Found:
+    """As `find`, from scores that are there.
+
+    Args:
+        parts: rows of queries and their scores against all candidates, (b, m), in order.
+    """
     order = torch.argsort(owner, stable=True)
-    sorted_owner, k = owner[order], min(k, len(candidates))
+    sorted_owner, k = owner[order], min(k, len(owner))
     ranks, top = [], []
-    for rows, scores in _similarities(queries, candidates):
+    for rows, scores in parts:
         codes = query_codes[rows]
         first = torch.searchsorted(sorted_owner, codes)
         last = torch.searchsorted(sorted_owner, codes, right=True)

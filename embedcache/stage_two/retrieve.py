@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from embedcache.data.audit import leak_warning
 from embedcache.data.manifest import Manifest
 from embedcache.device import full_precision, pick_device
-from embedcache.errors import ManifestError
+from embedcache.errors import ManifestError, SettingsError
 from embedcache.metrics.classification import ratio, totals
 from embedcache.metrics.intervals import PatientDraws, Sampled, Score, bootstrap, over_patients
 from embedcache.metrics.retrieval import chance_recall_at, precision_at, weighted_medians
@@ -28,8 +27,9 @@ from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.feed import Feed, fits
 from embedcache.stage_two.leaks import seen_warning
 from embedcache.stage_two.pairs import Pairs, pairs_of_split
-from embedcache.stage_two.ranks import Found, find
+from embedcache.stage_two.ranks import Found, find, find_in
 from embedcache.stage_two.retrieve_config import RetrieveConfig
+from embedcache.stage_two.sentence_scores import sentence_scores
 from embedcache.stage_two.targets import Target
 from embedcache.stage_two.tensors import input_digests, join, opened
 from embedcache.store.store import Store
@@ -42,7 +42,8 @@ class RetrievalResult:
     """What queries found. Every interval holds 95% over patients.
 
     Args:
-        scores: a row per control (`""` is the result, `untrained-adaptor`), direction (`image_to_report`,
+        scores: a row per control (`""` is the result; `untrained-adaptor`; `by-sentences` is the result with texts
+            scored sentence by sentence), direction (`image_to_report`,
             `report_to_image`), metric (`recall@k`; `median_rank` of the first match, from 1; `precision@k` of a label:
             the share of the best k that have it, over queries that have it) and `label`: `value`, `low`, `high`,
             `chance`, `n_queries`, `n_candidates`.
@@ -74,6 +75,7 @@ def retrieve(
     text_store: Store | str | Path,
     run_dir: str | Path,
     *,
+    sentence_store: Store | str | Path | None = None,
     labels: Sequence[str] = (),
     config: RetrieveConfig | None = None,
 ) -> RetrievalResult:
@@ -81,17 +83,25 @@ def retrieve(
 
     Args:
         run_dir: a run of `train`.
+        sentence_store: the sentences of the same reports through the same encoder: texts are scored by them too, each
+            sentence by the token of the image that is most like it; needs a store of images with tokens.
         labels: binary ones, or sets of them, whose precision is wanted.
 
     Raises:
         ManifestError: fewer than two pairs in the split, or no such label.
         FingerprintMismatchError: the Adaptor is of other encoders.
+        SettingsError: an Adaptor in which each image attends to its own report, so that pairs give themselves away.
     """
     config = config or RetrieveConfig()
     images, texts, device = opened(image_store), opened(text_store), pick_device(config.device)
     adaptor = read_adaptor(run_dir)
     for store in (images, texts):
         adaptor.check_encoder(store, run_dir)
+    if adaptor.config["attention"] == "cross-modal":
+        raise SettingsError(
+            f"{run_dir}: its Adaptor has cross-modal attention, in which an image's vector depends on its own report: "
+            "each would find itself; train one with attention 'self'"
+        )
     joined = join(manifest, images, texts)
     features = {modality: encoder.get("features", "embeddings") for modality, encoder in adaptor.encoders.items()}
     of_pairs = TrainConfig(image=features["image"], text=features["text"])  # type: ignore[arg-type]  # as it was trained
@@ -112,6 +122,11 @@ def retrieve(
         feed = Feed(pairs, device, resident=fits([pairs], device))
         settings = {"": adaptor, **({"untrained-adaptor": adaptor.untrained()} if config.controls else {})}
         runs = {name: _Space.of(made.to(device), feed) for name, made in settings.items()}
+        if sentence_store is not None:
+            report_ids = manifest.frame["report_id"].to_numpy()[rows]
+            runs["by-sentences"] = _Space.of_sentences(
+                adaptor, pairs, texts, opened(sentence_store), report_ids, device
+            )
         tables = [_Scoring(space, pairs, groups, values, config).table(name) for name, space in runs.items()]
         matches = _matches(runs[""], pairs, manifest.frame["report_id"].to_numpy()[rows])
     warnings = [leak_warning(manifest, input_digests(images)), seen_warning(run_dir, manifest.name, pairs.ids, images)]
@@ -150,11 +165,33 @@ class _Space:
         _, first, text_of = np.unique(feed.pairs.texts, return_index=True, return_inverse=True)
         distinct = text[torch.from_numpy(first).to(text.device)]
         own, numbers = (torch.from_numpy(a).to(text.device) for a in (text_of, np.arange(len(first))))
-        return cls(text_of, first, _found(image, distinct, numbers, own), _found(distinct, image, own, numbers))
+        return cls(
+            text_of, first, find(image, distinct, numbers, own, k=_KEPT), find(distinct, image, own, numbers, k=_KEPT)
+        )
 
-
-def _found(queries: Tensor, candidates: Tensor, owner: Tensor, codes: Tensor) -> Found:
-    return find(queries, candidates, owner, codes, k=_KEPT)
+    @classmethod
+    def of_sentences(
+        cls,
+        adaptor: Adaptor,
+        pairs: Pairs,
+        texts: Store,
+        sentences: Store,
+        report_ids: np.ndarray,
+        device: str,
+    ) -> _Space:
+        """As `of`, by the best token for each sentence of a text."""
+        _, first, text_of = np.unique(pairs.texts, return_index=True, return_inverse=True)
+        side = pairs.image
+        rows = side.rows[side.index[:, 0]]
+        scores = sentence_scores(adaptor.eval(), side.store, rows, texts, sentences, report_ids[first].tolist(), device)
+        own, numbers = (torch.from_numpy(a).to(device) for a in (text_of, np.arange(len(first))))
+        everything = slice(0, None)
+        return cls(
+            text_of,
+            first,
+            find_in([(everything, scores)], numbers, own, k=_KEPT),
+            find_in([(everything, scores.T)], own, numbers, k=_KEPT),
+        )
 
 
 class _Scoring:

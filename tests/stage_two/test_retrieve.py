@@ -12,11 +12,14 @@ from conftest import World
 
 import embedcache
 from embedcache import Adaptor, Manifest
-from embedcache.errors import FingerprintMismatchError, ManifestError
+from embedcache.data.reports import ReportPolicy
+from embedcache.encoders.random_init import write_tiny
+from embedcache.errors import FingerprintMismatchError, JoinError, ManifestError, MissingIdsError, SettingsError
 from embedcache.metrics.retrieval import precision_at, weighted_medians
 from embedcache.stage_two.ranks import find
 from embedcache.stage_two.retrieve import retrieve
 from embedcache.stage_two.retrieve_config import RetrieveConfig
+from embedcache.stage_two.sentence_scores import sentence_scores
 
 QUICK = RetrieveConfig(n_draws=200)
 
@@ -94,6 +97,67 @@ def test_equal_texts_are_one_candidate(world: World, run_dir: Path) -> None:
     assert row["chance"] == 0.5
     assert value(result.scores, "report_to_image", "recall@1")["n_queries"] == 2
     assert value(result.scores, "image_to_report", "recall@5")["value"] == 1
+
+
+def test_sentences_are_scored_by_the_token_that_is_most_like_them(tmp_path: Path) -> None:
+    """Through real text encoders of both units, against loops."""
+    rng, n = np.random.default_rng(0), 9
+    ids = [f"i{k}" for k in range(n)]
+    words = ("clear", "opacity", "effusion", "heart", "large", "left")
+    reports = [
+        " ".join(" ".join(rng.choice(words, 3)).capitalize() + "." for _ in range(rng.integers(1, 4))) for _ in ids
+    ]
+    frame = pd.DataFrame({"id": ids, "image": ids, "report": reports, "split": "test"})
+    manifest = Manifest(frame, name="said", root=tmp_path)
+    checkpoint = write_tiny("tiny-bert", tmp_path / "bert", seed=0, reports=reports)
+    stores = {}
+    for unit in ("caption", "sentence"):
+        encoder = embedcache.load_encoder(
+            f"hf:{checkpoint}", modality="text", pooling="mean", device="cpu", report=ReportPolicy(unit=unit)
+        )
+        embedcache.extract(manifest, encoder, tmp_path / unit, store_dtype="float32")
+        stores[unit] = embedcache.open_store(tmp_path / unit)
+    tokens = rng.normal(size=(n, 4, 16)).astype(np.float32)
+    images = embedcache.save_store(tmp_path / "image", ids, tokens.mean(1), tokens=tokens, store_dtype="float32")
+    encoders = {
+        m: {"name": m, "fingerprint": s.encoder_fingerprint, "features": "embeddings"}
+        for m, s in (("image", images), ("text", stores["caption"]))
+    }
+    dim = stores["caption"].layout.dim
+    adaptor = Adaptor(16, dim, kind="linear", projection_dim=8, encoders=encoders).eval()
+    adaptor.save_pretrained(tmp_path / "run")
+    with torch.inference_mode():
+        seen = adaptor.encode_image(torch.from_numpy(tokens)).numpy()
+        said = adaptor.encode_text(torch.from_numpy(np.array(stores["sentence"].embeddings))).numpy()
+    of = [np.array([i.split("#")[0] == report for i in stores["sentence"].ids]) for report in ids]
+    expected = np.array([[(seen[k] @ said[rows].T).max(axis=0).mean() for rows in of] for k in range(n)])
+    got = sentence_scores(adaptor, images, images.rows(ids), stores["caption"], stores["sentence"], ids, "cpu")
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
+    result = retrieve(
+        manifest, images, stores["caption"], tmp_path / "run", sentence_store=stores["sentence"], config=QUICK
+    )
+    ranks = [1 + (expected[k] > expected[k, k]).sum() for k in range(n)]
+    assert len(set(reports)) == n
+    row = value(result.scores, "image_to_report", "median_rank", "by-sentences")
+    assert row["value"] == np.median(ranks)
+    with pytest.raises(JoinError, match="holds texts of the unit 'caption', expected sentences"):
+        sentence_scores(adaptor, images, images.rows(ids), stores["caption"], stores["caption"], ids, "cpu")
+    with pytest.raises(JoinError, match="not of the text encoder of"):
+        sentence_scores(adaptor, images, images.rows(ids), images, stores["sentence"], ids, "cpu")
+    with pytest.raises(MissingIdsError, match="1 of 1 reports have no sentence there: 'other'"):
+        sentence_scores(adaptor, images, images.rows(ids), stores["caption"], stores["sentence"], ["other"], "cpu")
+
+
+def test_pairs_that_attend_to_each_other_are_refused(world: World, tmp_path: Path) -> None:
+    encoders = {
+        m: {"name": m, "fingerprint": s.encoder_fingerprint, "features": "embeddings"}
+        for m, s in (("image", world.image), ("text", world.text))
+    }
+    Adaptor(16, 12, projection_dim=8, n_heads=2, ff_dim=8, attention="cross-modal", encoders=encoders).save_pretrained(
+        tmp_path / "cross"
+    )
+    with pytest.raises(SettingsError, match="each would find itself"):
+        retrieve(world.manifest, world.image, world.text, tmp_path / "cross")
 
 
 def test_what_cannot_be_retrieved_is_refused(world: World, run_dir: Path) -> None:
