@@ -113,7 +113,7 @@ def zeroshot(
 
     \b
     embedcache zeroshot manifest.parquet cache/mine/dinov2-s cache/prompts/bert --run-dir runs/mine --label Pneumonia
-    embedcache zeroshot manifest.parquet cache/mine/dinov2-s cache/prompts/bert --run-dir runs/mine \
+    embedcache zeroshot manifest.parquet cache/mine/dinov2-s cache/prompts/bert --run-dir runs/mine \\
         --prompts prompts.yaml --label Pneumonia --label Edema --out zero
     """
     from embedcache.data.manifest import Manifest

@@ -23,6 +23,9 @@ _OF_VALUES = {  # steps that change values and leave every pixel where it is
     "ConvertImageDtype", "ToDtype", "Lambda", "function",
 }  # fmt: skip
 _MOST_SAMPLES = 8  # on each axis within a pixel of a frame
+_ROWS_AT_ONCE = 16  # of a frame: bounds memory
+_UNSEEN = ("crop_pct", "do_pad", "pad_size")  # of processors of transformers: they move pixels, and no step says so
+_TRIED: Size = (480, 640)  # an image whose way through a transform shows whether the steps say all
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class Frame:
             SettingsError: a step of which it is not known where it leaves a pixel.
         """
         if placement is None:
-            return cls(size, _transformed(steps, size))
-        inner = _transformed(steps, (placement.height, placement.width))
+            return cls(size, _through(steps, size).matrix)
+        inner = _through(steps, (placement.height, placement.width)).matrix
         inner[:, 2] += placement.left, placement.top
         turn, centre = np.deg2rad(placement.angle), np.array([size[1] / 2, size[0] / 2])
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])  # y points down
@@ -82,14 +85,17 @@ class Frame:
         matrix = self.matrix * scale
         finest = np.abs(matrix[:, :2]).sum(axis=0) / (size[1], size[0])  # mask pixels that a pixel of the frame spans
         n = int(np.clip(np.ceil(finest.max()), 2, _MOST_SAMPLES))
-        v, u = np.mgrid[0 : size[0] * n, 0 : size[1] * n]
-        points = np.stack([(u + 0.5) / (size[1] * n), (v + 0.5) / (size[0] * n), np.ones(u.shape)])
-        x, y = np.floor(np.tensordot(matrix, points, 1)).astype(np.int64)
-        inside = (x >= 0) & (y >= 0) & (x < mask.shape[1]) & (y < mask.shape[0])
-        hits = np.zeros(u.shape, bool)
-        hits[inside] = mask[y[inside], x[inside]]
-        counts = hits.reshape(size[0], n, size[1], n).sum(axis=(1, 3))
-        return 2 * counts >= n * n
+        u = (np.arange(size[1] * n) + 0.5) / (size[1] * n)
+        out = np.empty(size, bool)
+        for start in range(0, size[0], _ROWS_AT_ONCE):
+            rows = np.arange(start * n, min(start + _ROWS_AT_ONCE, size[0]) * n)
+            v = (rows[:, None] + 0.5) / (size[0] * n)
+            x, y = (np.floor(a * u + b * v + c).astype(np.int32) for a, b, c in matrix)
+            inside = (x >= 0) & (y >= 0) & (x < mask.shape[1]) & (y < mask.shape[0])
+            hits = inside & mask[np.clip(y, 0, mask.shape[0] - 1), np.clip(x, 0, mask.shape[1] - 1)]
+            counts = hits.reshape(-1, n, size[1], n).sum(axis=(1, 3))
+            out[start : start + len(counts)] = 2 * counts >= n * n
+        return out
 
     def to_image(self, values: np.ndarray) -> np.ndarray:
         """Values of the frame (H, W) float put back into the image, (h, w) float32; 0 where the frame is not."""
@@ -102,9 +108,25 @@ class Frame:
 
 
 def frame_steps(encoder: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The steps of the transform in an encoder's record; none where embeddings were made elsewhere."""
-    transform = encoder.get("identity", {}).get("transform") or {}
-    return list(transform.get("steps", ()))
+    """The steps of the transform in an encoder's record; none where embeddings were made elsewhere.
+
+    Raises:
+        SettingsError: a transform whose steps do not say all that moves a pixel.
+    """
+    identity = encoder.get("identity", {})
+    transform = identity.get("transform")
+    if not transform:
+        return []
+    steps = list(transform.get("steps", ()))
+    if not steps:
+        raise _unknown("unnamed", transform)
+    for name in _UNSEEN:
+        if transform.get("settings", {}).get(name):
+            raise _unknown(name, transform["settings"][name])
+    wanted, found = identity.get("input_size"), _through(steps, _TRIED)
+    if wanted is not None and tuple(wanted) != (found.height, found.width):
+        raise _unknown("that no record names", f"{found.height} x {found.width} pixels, not {wanted[0]} x {wanted[1]}")
+    return steps
 
 
 def _bilinear(values: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -117,6 +139,11 @@ def _bilinear(values: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     above = values[top, left] * (1 - a) + values[top, right] * a
     below = values[bottom, left] * (1 - a) + values[bottom, right] * a
     return above * (1 - b) + below * b
+
+
+def _margin(room: int) -> int:
+    """Pixels to the left of a centre crop, or minus those of padding; the odd one is on the right."""
+    return room // 2 if room >= 0 else -(-room // 2)
 
 
 class _Canvas:
@@ -132,7 +159,7 @@ class _Canvas:
 
     def crop(self, height: int, width: int) -> None:
         """Around the centre; where it is larger than the image, that is padded."""
-        left, top = (self.width - width) // 2, (self.height - height) // 2
+        left, top = _margin(self.width - width), _margin(self.height - height)
         self._origin = self._origin + self._scale * (left, top)
         self.height, self.width = height, width
 
@@ -142,8 +169,13 @@ class _Canvas:
         return np.array([[x, 0, self._origin[0]], [0, y, self._origin[1]]])
 
 
-def _transformed(steps: Sequence[Mapping[str, Any]], size: Size) -> np.ndarray:
-    """As `Frame.matrix`, of an image of this size."""
+def places_alike(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether two transforms leave every pixel in the same place."""
+    return all(np.allclose(_through(one, size).matrix, _through(other, size).matrix) for size in (_TRIED, _TRIED[::-1]))
+
+
+def _through(steps: Sequence[Mapping[str, Any]], size: Size) -> _Canvas:
+    """An image of this size at the end of a transform."""
     canvas = _Canvas(size)
     for step in steps:
         for name, settings in step.items():
@@ -153,7 +185,7 @@ def _transformed(steps: Sequence[Mapping[str, Any]], size: Size) -> np.ndarray:
                 canvas.crop(*_cropped(settings, (canvas.height, canvas.width), name))
             elif name not in _OF_VALUES:
                 raise _unknown(name, settings)
-    return canvas.matrix
+    return canvas
 
 
 def _resized(settings: Any, now: Size, name: str) -> Size:

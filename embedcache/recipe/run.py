@@ -26,6 +26,7 @@ from embedcache.recipe.schema import DatasetData, EncoderSection, PhantomData, R
 from embedcache.stage_one.estimate import Estimate
 from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
 from embedcache.stage_two.adaptor import count_parameters
+from embedcache.stage_two.mask_targets import has_mask
 from embedcache.stage_two.probe import probe
 from embedcache.stage_two.probe_tables import TABLES
 from embedcache.stage_two.retrieve import retrieve
@@ -47,7 +48,7 @@ class RunResult:
     Args:
         run_dir: holds `config.yaml`, the tables as csv, and a directory for each pair of encoders with its predictions.
         tables: of all probes, with `label`, `image` and `text` encoder beside them: `scores`, `gains`, `calibration`,
-            `subgroups`; of masks `mask_scores` and `mask_gains`, where the recipe has them.
+            `subgroups`; where the recipe has them, `mask_scores`, `mask_gains`, `retrieval_scores`, `zeroshot_scores`.
         reports: what stage one did for each store.
     """
 
@@ -90,10 +91,8 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
         for text in recipe.encoders.text:
             for name, table in _stage_two(recipe, manifest, run_dir, image, text, say):
                 parts.setdefault(name, []).append(table.assign(image=image, text=text))
-    tables = {name: pd.concat(some, ignore_index=True) for name, some in parts.items()}
-    for name, table in tables.items():
-        table.to_csv(run_dir / f"{name}.csv", index=False)
-    return RunResult(run_dir, tables, reports)
+                pd.concat(parts[name], ignore_index=True).to_csv(run_dir / f"{name}.csv", index=False)
+    return RunResult(run_dir, {name: pd.concat(some, ignore_index=True) for name, some in parts.items()}, reports)
 
 
 def encode_recipe(
@@ -127,12 +126,24 @@ def make_manifest(recipe: Recipe) -> Manifest:
     """The recipe's manifest, with splits by patient where it asks for them.
 
     Raises:
-        ManifestError: the table lacks one of the recipe's labels; it should cost no hour of encoding.
+        ManifestError: the table lacks one of the recipe's labels, or its masks; it should cost no hour of encoding.
+        RecipeError: prompts for a label with classes.
     """
     manifest = _read_or_draw(recipe)
-    for label in recipe.labels:
-        Target.of(manifest, label)
+    targets = [Target.of(manifest, label) for label in recipe.labels]
+    if recipe.segment is not None:
+        has_mask(manifest)
+    if recipe.zeroshot is not None:
+        with_classes = [target.name for target in targets if target.task == "multi-class"]
+        if with_classes:
+            raise RecipeError(f"zeroshot: label {with_classes[0]!r} has classes, and no pair of prompts; leave one out")
+        PromptSet.named(recipe.zeroshot).texts(_prompted(recipe, manifest))
     return manifest
+
+
+def _prompted(recipe: Recipe, manifest: Manifest) -> list[str]:
+    """The single labels that prompts are asked for."""
+    return [name for label in recipe.labels for name in Target.of(manifest, label).classes]
 
 
 def _read_or_draw(recipe: Recipe) -> Manifest:
@@ -198,8 +209,15 @@ def _stage_one(
             say("          to try failed inputs again: --set extract.retry_failed=true")
         reports.append(report)
         if encoder.modality == "text" and recipe.zeroshot is not None and part is None:
-            prompts = PromptSet.named(recipe.zeroshot).manifest(recipe.labels)
-            extract(prompts, encoder, recipe.cache / "prompts" / name, **recipe.extract.hands())
+            prompts = PromptSet.named(recipe.zeroshot).manifest(_prompted(recipe, manifest))
+            written = extract(prompts, encoder, recipe.cache / "prompts" / name, **recipe.extract.hands())
+            if written.failures:
+                first = written.failures[0]
+                raise RecipeError(
+                    f"{name}: {len(written.failures)} prompts of {recipe.zeroshot!r} cannot be encoded ({first.id!r}: "
+                    f"{first.message}); word them otherwise, or change what it reads of a report (encoders.text.{name}"
+                    ".report)"
+                )
             say(f"          {name}: {len(prompts)} prompts of {recipe.zeroshot}")
     return reports
 
@@ -249,13 +267,15 @@ def _stage_two(
     if recipe.segment is not None:
         masks = segment(manifest, image_store, run_dir=pair_dir, random_store=random_store, config=recipe.segment)
         masks.write(pair_dir / "masks")
-        for note in masks.notes:
+        for note in (*masks.notes, *filter(None, [masks.warning])):
             say(f"          masks: {note}")
         say(f"          learnt masks, {time.monotonic() - started:.1f} s in all")
         yield from ((f"mask_{name}", getattr(masks, name)) for name in MASK_TABLES)
     if recipe.retrieve is not None:
         found = retrieve(manifest, image_store, text_store, pair_dir, labels=recipe.labels, config=recipe.retrieve)
         found.write(pair_dir / "retrieval")
+        for note in (*found.notes, *filter(None, [found.warning])):
+            say(f"          retrieval: {note}")
         yield "retrieval_scores", found.scores
     if recipe.zeroshot is not None:
         prompted = zero_shot(
@@ -267,7 +287,7 @@ def _stage_two(
             labels=recipe.labels,
         )
         prompted.write(pair_dir / "zeroshot")
-        for note in prompted.notes:
+        for note in (*prompted.notes, *filter(None, [prompted.warning])):
             say(f"          zero-shot: {note}")
         yield "zeroshot_scores", prompted.scores
 

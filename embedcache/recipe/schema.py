@@ -190,6 +190,13 @@ class Recipe(_Section):
     def _has_what_it_needs(self) -> Recipe:
         if self.segment is not None and self.extract.tokens not in (True, "image"):
             raise ValueError("segment needs the tokens of images: set extract.tokens to image, or leave segment out")
+        if self.train.attention == "cross-modal" and (self.segment is not None or self.retrieve is not None):
+            raise ValueError(
+                "segment and retrieve need an Adaptor in which an image does not attend to its report: set "
+                "train.attention to self, or leave them out"
+            )
         if self.zeroshot is not None:
             PromptSet.named(self.zeroshot)
+            if "tokens" in (self.train.image, self.train.text):
+                raise ValueError("zeroshot needs an Adaptor of embeddings, not of tokens; leave one of both out")
         return self

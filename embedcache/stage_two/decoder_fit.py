@@ -21,7 +21,7 @@ from embedcache.stage_two.mask_targets import MaskTargets
 from embedcache.stage_two.segment_config import SegmentConfig
 from embedcache.stage_two.token_feed import TokenFeed
 
-_EVALUATED_AT_ONCE = 16
+_PIXELS_AT_ONCE = 2**20  # of masks, where nothing is learnt
 
 
 class DecoderFit:
@@ -53,7 +53,7 @@ class DecoderFit:
             What the epoch was chosen by, after each: the validation loss, or 1 - Dice; nothing without validation.
 
         Raises:
-            TrainingError: a loss that is not finite.
+            TrainingError: a validation loss, or weights, that are not finite.
         """
         config, decoder = self._config, self._decoder
         n_epochs = config.n_epochs(len(rows))
@@ -67,6 +67,8 @@ class DecoderFit:
             if not len(valid):
                 continue
             losses.append(missed(valid))
+            if not np.isfinite(losses[-1]):
+                raise TrainingError(f"the loss of the {self._name} decoder became {losses[-1]}; lower lr ({config.lr})")
             if losses[-1] < best_loss:
                 best_loss = losses[-1]
                 best = {name: value.clone() for name, value in decoder.state_dict().items()}
@@ -91,7 +93,7 @@ class DecoderFit:
         return Overlap(torch.cat(both).cpu().numpy()[None], torch.cat(predicted).cpu().numpy()[None], areas)
 
     def kept(self, encoder_fingerprint: str) -> KeptDecoder:
-        """The decoder with all that is needed to use it again."""
+        """The decoder with what says which maps it is for."""
         state = {name: value.detach().cpu().clone() for name, value in self._decoder.state_dict().items()}
         return KeptDecoder(
             self._name,
@@ -100,6 +102,7 @@ class DecoderFit:
             self._targets.size,
             self._config.threshold,
             encoder_fingerprint,
+            self._feed.adaptor_digest,
             state,
         )
 
@@ -132,7 +135,8 @@ class DecoderFit:
     def _evaluated(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits (b, 1, H, W) and masks (b, H, W) of the plain views."""
         self._decoder.eval()
-        parts = np.split(rows, range(_EVALUATED_AT_ONCE, len(rows), _EVALUATED_AT_ONCE))
+        size = max(_PIXELS_AT_ONCE // (self._targets.size[0] * self._targets.size[1]), 1)
+        parts = np.split(rows, range(size, len(rows), size))
         for features, mask in self._batches([(part, np.zeros(len(part), np.int64)) for part in parts]):
             yield self._logits(features), mask
 
@@ -148,9 +152,12 @@ class DecoderFit:
             yield features, moved(mask, self._device)
 
 
-def overlap_with(mask: np.ndarray, targets: MaskTargets, rows: np.ndarray) -> Overlap:
-    """Where one mask (H, W) for every image meets the true ones, as one run."""
-    areas = targets.areas[rows, 0]
+def overlap_with(masks: np.ndarray, targets: MaskTargets, rows: np.ndarray) -> Overlap:
+    """Where each of s masks (s, H, W) bool, the same for every image, meets the true ones, as s runs."""
+    flat = masks.reshape(len(masks), -1).astype(np.float32)
     parts = np.split(rows, range(256, len(rows), 256))
-    both = np.concatenate([targets.take(part).numpy()[:, mask].sum(axis=1, dtype=np.int64) for part in parts])
-    return Overlap(both[None], np.full((1, len(rows)), int(mask.sum())), areas)
+    both = [flat @ targets.take(part).numpy().reshape(len(part), -1).astype(np.float32).T for part in parts]
+    predicted = np.repeat(flat.sum(axis=1, dtype=np.float64)[:, None], len(rows), axis=1)
+    return Overlap(
+        np.concatenate(both, axis=1).round().astype(np.int64), predicted.astype(np.int64), targets.areas[rows, 0]
+    )

@@ -120,11 +120,12 @@ def make_decoder(name: str, dim: int, grid: tuple[int, int], size: tuple[int, in
 
 @dataclass(frozen=True, eq=False)
 class KeptDecoder:
-    """A decoder with what is needed to use it again.
+    """A decoder, and which feature maps it is for.
 
     Args:
         threshold: of the probability, above which a pixel is in the mask.
         encoder_fingerprint: of the encoder whose tokens it was fitted on.
+        adaptor_digest: of the weights of the Adaptor that these went through, see `TokenFeed`; blank for none.
         state: its weights.
     """
 
@@ -134,6 +135,7 @@ class KeptDecoder:
     size: tuple[int, int]
     threshold: float
     encoder_fingerprint: str
+    adaptor_digest: str
     state: Mapping[str, Tensor]
 
     def module(self) -> nn.Module:
@@ -152,6 +154,7 @@ def write_decoder(path: Path, decoder: KeptDecoder) -> None:
     said = {
         "name": decoder.name, "dim": decoder.dim, "grid": decoder.grid, "size": decoder.size,
         "threshold": decoder.threshold, "encoder_fingerprint": decoder.encoder_fingerprint,
+        "adaptor_digest": decoder.adaptor_digest,
     }  # fmt: skip
     write_tensors(path, decoder.state, {"decoder": json.dumps(said)})
 
@@ -172,7 +175,7 @@ def read_decoder(path: Path) -> KeptDecoder:
         (rows, columns), (height, width) = said["grid"], said["size"]
         return KeptDecoder(
             str(said["name"]), int(said["dim"]), (int(rows), int(columns)), (int(height), int(width)),
-            float(said["threshold"]), str(said["encoder_fingerprint"]), state,
+            float(said["threshold"]), str(said["encoder_fingerprint"]), str(said["adaptor_digest"]), state,
         )  # fmt: skip
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunStateError(

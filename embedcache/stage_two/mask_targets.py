@@ -33,12 +33,15 @@ class MaskTargets:
         bits: those that are not empty, packed along their pixels, (m, ceil(H W / 8)) uint8.
         place: of each sample and view in `bits`; -1 for an empty one, (n, v) int64.
         areas: pixels of each, (n, v) int64.
+        lost: which masks are not empty and leave nothing in the plain frame, as they lie outside it or are smaller than
+            half a pixel, (n,) bool.
     """
 
     size: Size
     bits: np.ndarray
     place: np.ndarray
     areas: np.ndarray
+    lost: np.ndarray
 
     def take(self, samples: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
         """Masks of some samples, (b, H, W) uint8 of 0 and 1, on the host."""
@@ -63,12 +66,13 @@ def has_mask(manifest: Manifest) -> np.ndarray:
     Raises:
         ManifestError: no row does.
     """
-    if "mask" not in manifest.frame or not (manifest.frame["mask"].str.strip() != "").any():
+    known = np.array([bool(text.strip()) for text in _texts(manifest)], bool)
+    if not known.any():
         raise ManifestError(
             f"{manifest.name}: no row has a mask; fill the column 'mask' with paths, boxes or runs "
-            "(docs/manifests.md), or use a dataset that has masks"
+            "(docs/datasets.md), or use a dataset that has masks"
         )
-    return (manifest.frame["mask"].str.strip() != "").to_numpy()
+    return known
 
 
 def read_targets(manifest: Manifest, rows: np.ndarray, store: Store, size: Size, *, n_views: int = 1) -> MaskTargets:
@@ -83,17 +87,19 @@ def read_targets(manifest: Manifest, rows: np.ndarray, store: Store, size: Size,
         ManifestError: masks that cannot be read; names all of them.
         SettingsError: a transform, or views, of which it is not known where they leave a pixel.
     """
-    texts, ids = manifest.frame["mask"].to_numpy()[rows], manifest.frame["id"].to_numpy()[rows]
+    texts, ids = _texts(manifest)[rows], manifest.frame["id"].to_numpy()[rows]
     placed = _placing(store, ids.tolist(), n_views)
 
-    def read(k: int) -> list[np.ndarray] | InputError:
+    def read(k: int) -> tuple[bool, list[np.ndarray]] | InputError:
         try:
-            return [np.packbits(mask) for mask in placed(k, _mask(texts[k], manifest), size)]
+            mask = _mask(texts[k], manifest)
         except InputError as error:
             return error
+        return bool(mask.any()), [np.packbits(of_view) for of_view in placed(k, mask, size)]
 
     bits: list[np.ndarray] = []
     place, areas, bad = np.full((len(rows), n_views), -1), np.zeros((len(rows), n_views), np.int64), {}
+    lost = np.zeros(len(rows), bool)
     with (
         ThreadPoolExecutor(count_cores(), "masks") as pool,
         Progress("reading masks", total=len(rows), unit="mask") as progress,
@@ -103,11 +109,12 @@ def read_targets(manifest: Manifest, rows: np.ndarray, store: Store, size: Size,
             if isinstance(found, InputError):
                 bad[str(ids[k])] = found
                 continue
-            for view, packed in enumerate(found):
+            for view, packed in enumerate(found[1]):
                 areas[k, view] = np.bitwise_count(packed).sum()
                 if areas[k, view]:
                     place[k, view] = len(bits)
                     bits.append(packed)
+            lost[k] = found[0] and not areas[k, 0]
     if bad:
         first = next(iter(bad))
         raise ManifestError(
@@ -115,7 +122,14 @@ def read_targets(manifest: Manifest, rows: np.ndarray, store: Store, size: Size,
             f"{bad[first]}; mend them, or leave them blank"
         )
     n_bytes = -(-size[0] * size[1] // 8)
-    return MaskTargets(size, np.stack(bits) if bits else np.empty((0, n_bytes), np.uint8), place, areas)
+    return MaskTargets(size, np.stack(bits) if bits else np.empty((0, n_bytes), np.uint8), place, areas, lost)
+
+
+def _texts(manifest: Manifest) -> np.ndarray:
+    """What each row says of its mask, blank where it says nothing, (rows,) object."""
+    if "mask" not in manifest.frame:
+        return np.full(len(manifest), "", object)
+    return manifest.frame["mask"].fillna("").astype(str).to_numpy(object)
 
 
 def _mask(text: str, manifest: Manifest) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _SIMILARITIES_AT_ONCE = 2**26  # 256 MB of float32
+_NUMBERS_OF_OWN = 6  # float32s that each of a query's matches takes: two integers of 8 bytes, two scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,8 @@ def find(queries: Tensor, candidates: Tensor, owner: Tensor, query_codes: Tensor
             (q,) int64.
         k: how many of the best candidates are wanted.
     """
-    return find_in(_similarities(queries, candidates), owner, query_codes, k=k)
+    most_own = int(torch.bincount(owner).max()) if len(owner) else 0
+    return find_in(_similarities(queries, candidates, most_own), owner, query_codes, k=k)
 
 
 @torch.inference_mode()
@@ -71,9 +73,13 @@ def find_in(parts: Iterable[tuple[slice, Tensor]], owner: Tensor, query_codes: T
     )
 
 
-def _similarities(queries: Tensor, candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of queries with their scores against all candidates, written over the ones before."""
-    size = max(_SIMILARITIES_AT_ONCE // max(len(candidates), 1), 1)
+def _similarities(queries: Tensor, candidates: Tensor, most_own: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of queries with their scores against all candidates, written over the ones before.
+
+    Args:
+        most_own: matches of a query, whose places and scores need room too.
+    """
+    size = max(_SIMILARITIES_AT_ONCE // max(len(candidates) + _NUMBERS_OF_OWN * most_own, 1), 1)
     room = torch.empty(min(size, len(queries)), len(candidates), device=queries.device)
     columns = candidates.float().T
     for start in range(0, len(queries), size):

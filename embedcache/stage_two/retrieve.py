@@ -17,7 +17,7 @@ import torch
 from embedcache.data.audit import leak_warning
 from embedcache.data.manifest import Manifest
 from embedcache.device import full_precision, pick_device
-from embedcache.errors import ManifestError, SettingsError
+from embedcache.errors import ManifestError, SettingsError, TrainingError, some_ids
 from embedcache.metrics.classification import ratio, totals
 from embedcache.metrics.intervals import PatientDraws, Sampled, Score, bootstrap, over_patients
 from embedcache.metrics.retrieval import chance_recall_at, precision_at, weighted_medians
@@ -118,19 +118,22 @@ def retrieve(
         for target in targets
         for name, column in zip(target.classes, target.one_vs_rest(target.values(manifest)[rows]).T, strict=True)
     }
+    if len(values) < sum(len(target.classes) for target in targets):
+        raise SettingsError(f"labels {', '.join(labels)}: one stands there twice, or in two sets; name each once")
+    kept = max((_KEPT, *config.at)) if labels else _KEPT
     with full_precision:
         feed = Feed(pairs, device, resident=fits([pairs], device))
         settings = {"": adaptor, **({"untrained-adaptor": adaptor.untrained()} if config.controls else {})}
-        runs = {name: _Space.of(made.to(device), feed) for name, made in settings.items()}
+        runs = {name: _Space.of(made.to(device), feed, kept) for name, made in settings.items()}
         if sentence_store is not None:
             report_ids = manifest.frame["report_id"].to_numpy()[rows]
             runs["by-sentences"] = _Space.of_sentences(
-                adaptor, pairs, texts, opened(sentence_store), report_ids, device
+                adaptor, pairs, manifest, texts, opened(sentence_store), report_ids, kept
             )
         tables = [_Scoring(space, pairs, groups, values, config).table(name) for name, space in runs.items()]
         matches = _matches(runs[""], pairs, manifest.frame["report_id"].to_numpy()[rows])
     warnings = [leak_warning(manifest, input_digests(images)), seen_warning(run_dir, manifest.name, pairs.ids, images)]
-    notes = [f"{manifest.name}: {joined.n_failed} pairs left out, as stage one could not read them"]
+    notes = [f"{manifest.name}: {joined.n_failed} pairs of all splits left out, as stage one could not read them"]
     return RetrievalResult(
         pd.concat(tables, ignore_index=True),
         matches,
@@ -155,18 +158,32 @@ class _Space:
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, adaptor: Adaptor, feed: Feed) -> _Space:
+    def of(cls, adaptor: Adaptor, feed: Feed, kept: int) -> _Space:
+        """Embeds all pairs, and looks for each side's own among the other.
+
+        Args:
+            kept: best matches of each query.
+
+        Raises:
+            TrainingError: vectors that are not finite; names their images.
+        """
         adaptor.eval()
         embedded = [
             adaptor.embed(image.values, text.values, image_mask=image.mask, text_mask=text.mask)
             for image, text in feed.chunks()
         ]
         image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+        finite = (image.isfinite().all(dim=1) & text.isfinite().all(dim=1)).cpu().numpy()
+        if not finite.all():
+            raise TrainingError(
+                f"the Adaptor gives pairs vectors that are not finite: {some_ids(feed.pairs.ids[~finite])}; train it "
+                "again with a lower lr, or check the stores with 'embedcache verify'"
+            )
         _, first, text_of = np.unique(feed.pairs.texts, return_index=True, return_inverse=True)
         distinct = text[torch.from_numpy(first).to(text.device)]
         own, numbers = (torch.from_numpy(a).to(text.device) for a in (text_of, np.arange(len(first))))
         return cls(
-            text_of, first, find(image, distinct, numbers, own, k=_KEPT), find(distinct, image, own, numbers, k=_KEPT)
+            text_of, first, find(image, distinct, numbers, own, k=kept), find(distinct, image, own, numbers, k=kept)
         )
 
     @classmethod
@@ -174,23 +191,25 @@ class _Space:
         cls,
         adaptor: Adaptor,
         pairs: Pairs,
+        manifest: Manifest,
         texts: Store,
         sentences: Store,
         report_ids: np.ndarray,
-        device: str,
+        kept: int,
     ) -> _Space:
         """As `of`, by the best token for each sentence of a text."""
         _, first, text_of = np.unique(pairs.texts, return_index=True, return_inverse=True)
-        side = pairs.image
-        rows = side.rows[side.index[:, 0]]
-        scores = sentence_scores(adaptor.eval(), side.store, rows, texts, sentences, report_ids[first].tolist(), device)
-        own, numbers = (torch.from_numpy(a).to(device) for a in (text_of, np.arange(len(first))))
+        rows = pairs.image.rows[pairs.image.index[:, 0]]
+        scores = sentence_scores(
+            adaptor.eval(), pairs.image.store, rows, manifest, texts, sentences, report_ids[first].tolist()
+        )
+        own, numbers = (torch.from_numpy(a).to(scores.device) for a in (text_of, np.arange(len(first))))
         everything = slice(0, None)
         return cls(
             text_of,
             first,
-            find_in([(everything, scores)], numbers, own, k=_KEPT),
-            find_in([(everything, scores.T)], own, numbers, k=_KEPT),
+            find_in([(everything, scores)], numbers, own, k=kept),
+            find_in([(everything, scores.T)], own, numbers, k=kept),
         )
 
 
@@ -273,15 +292,16 @@ def _matches(space: _Space, pairs: Pairs, report_ids: np.ndarray) -> pd.DataFram
         ("image_to_report", space.to_text, pairs.ids, texts, space.text_of, text_numbers),
         ("report_to_image", space.to_image, texts, pairs.ids, text_numbers, space.text_of),
     ):
-        q, k = found.top.shape
+        top = found.top[:, :_KEPT]
+        q, k = top.shape
         parts.append(
             pd.DataFrame(
                 {
                     "direction": direction,
                     "query": np.repeat(queries, k),
                     "rank": np.tile(np.arange(1, k + 1), q),
-                    "match": candidates[found.top].ravel(),
-                    "is_own": (codes[found.top] == own[:, None]).ravel(),
+                    "match": candidates[top].ravel(),
+                    "is_own": (codes[top] == own[:, None]).ravel(),
                     "first_own": np.repeat(found.ranks, k),
                 }
             )

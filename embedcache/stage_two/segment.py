@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from embedcache.data.audit import leak_warning
-from embedcache.data.frames import frame_steps
+from embedcache.data.frames import frame_steps, places_alike
 from embedcache.data.manifest import SPLITS, Manifest
 from embedcache.data.splits import label_subset
-from embedcache.device import full_precision, pick_device
-from embedcache.errors import ManifestError
+from embedcache.device import full_precision, pick_device, release_memory
+from embedcache.errors import ManifestError, SettingsError
 from embedcache.metrics.intervals import PatientDraws
 from embedcache.metrics.masks import Overlap
 from embedcache.progress import Progress
@@ -63,7 +63,7 @@ def segment(
     with full_precision:
         work = _Segmentation(manifest, opened(image_store), run_dir, config or SegmentConfig())
         if random_store is not None:
-            work.random_store = opened(random_store)
+            work.add_random(opened(random_store))
         return work.result()
 
 
@@ -89,6 +89,11 @@ class _Segmentation:
         self.adaptor = None if run_dir is None else read_adaptor(run_dir)
         if self.adaptor is not None:
             self.adaptor.check_encoder(store, run_dir)
+            if self.adaptor.config["attention"] == "cross-modal":
+                raise SettingsError(
+                    f"{run_dir}: its Adaptor has cross-modal attention, and an image alone has no text to attend to; "
+                    "train one with attention 'self'"
+                )
         self.random_store: Store | None = None
         joined = join(manifest, store)
         known = has_mask(manifest)[joined.rows]
@@ -118,8 +123,33 @@ class _Segmentation:
             self.tables.note(f"{manifest.name}: {joined.n_failed} images left out, as stage one could not read them")
         if not known.all():
             self.tables.note(f"{manifest.name}: {int((~known).sum())} images left out, as their mask is not known")
+        if self.adaptor is not None and self.adaptor.encoders["image"].get("features") != "tokens":
+            self.tables.note(
+                "the Adaptor was trained on embeddings, as the paper's: of its attention over tokens, queries and keys "
+                "are as they were drawn"
+            )
+        if self.targets.lost.any():
+            self.tables.note(
+                f"{manifest.name}: {int(self.targets.lost.sum())} masks ({int(self.targets.lost[self.test].sum())} of "
+                "them on test) lie outside what the encoder saw, or are smaller than half a pixel, and count as empty"
+            )
+        if config.views == "all" and n_views == 1:
+            self.tables.note(f"{store.path}: holds one view of each image, so that none is augmented")
         if not (self.targets.areas[self.test, 0] > 0).any():
             self.tables.note(f"{manifest.name}: no test image has a mask, so that nothing is known of positives")
+
+    def add_random(self, store: Store) -> None:
+        """A store of the same images, for the control `random-encoder`."""
+        if not places_alike(frame_steps(store.encoder), frame_steps(self.store.encoder)):
+            raise ManifestError(
+                f"{store.path}: its encoder crops images otherwise than that of {self.store.path}, so that masks do "
+                "not lie alike; extract both under one transform"
+            )
+        for decoder in self.config.decoders:
+            with torch.device("meta"):
+                make_decoder(decoder, 1, token_grid(store), self.targets.size)
+        self._rows_of(store)
+        self.random_store = store
 
     def result(self) -> SegmentResult:
         """Fits and scores everything."""
@@ -137,11 +167,14 @@ class _Segmentation:
                             overlaps.append(self._run(control, feed, decoder, budget))
                             progress.advance()
                         self._judge(control, decoder, runs, overlaps)
+                del feed  # the maps of the next setting need its room
+                release_memory(self.device)
         if "mean-mask" in self.config.controls:
+            means = {(b.fraction, b.seed): self._mean_mask(b) for b in budgets}
             for decoder in self.config.decoders:
                 for fraction in self.config.fractions:
                     runs = [b for b in budgets if b.fraction == fraction]
-                    self._judge("mean-mask", decoder, runs, [self._mean_mask(budget) for budget in runs])
+                    self._judge("mean-mask", decoder, runs, [means[b.fraction, b.seed] for b in runs])
         return self.tables.result(
             n_failed=self.n_failed, warning="; ".join(filter(None, self.warnings)), kept=self.kept
         )
@@ -165,14 +198,12 @@ class _Segmentation:
 
     def _feed(self, store: Store, adaptor: Adaptor | None) -> TokenFeed:
         """Feature maps of all samples, in the views that masks are there for."""
-        if frame_steps(store.encoder) != frame_steps(self.store.encoder):
-            raise ManifestError(
-                f"{store.path}: its encoder crops images otherwise than that of {self.store.path}, so that masks do "
-                "not lie alike; extract both under one transform"
-            )
+        return TokenFeed(store, self._rows_of(store), adaptor, self.device, data=self.config.data)
+
+    def _rows_of(self, store: Store) -> np.ndarray:
+        """Rows of all samples in each view, (n, v)."""
         ids = self.ids.tolist()
-        views = [store.rows(ids, view) for view in range(self.targets.place.shape[1])]
-        return TokenFeed(store, np.stack(views, axis=1), adaptor, self.device, data=self.config.data)
+        return np.stack([store.rows(ids, view) for view in range(self.targets.place.shape[1])], axis=1)
 
     def _budget(self, fraction: float, seed: int) -> _Budget:
         positive = (self.targets.areas[:, 0] > 0).astype(np.float64)
@@ -205,10 +236,10 @@ class _Segmentation:
         """
         positive = budget.rows[self.targets.areas[budget.rows, 0] > 0]
         if not len(positive):
-            return overlap_with(np.zeros(self.targets.size, bool), self.targets, self.test)
-        mean = self.targets.mean(positive)
-        on_train = [overlap_with(mean > level, self.targets, positive).dice.mean() for level in _LEVELS]
-        return overlap_with(mean > _LEVELS[int(np.argmax(on_train))], self.targets, self.test)
+            return overlap_with(np.zeros((1, *self.targets.size), bool), self.targets, self.test)
+        candidates = self.targets.mean(positive) > _LEVELS[:, None, None]
+        best = int(overlap_with(candidates, self.targets, positive).dice.mean(axis=1).argmax())
+        return overlap_with(candidates[best : best + 1], self.targets, self.test)
 
     def _judge(self, control: str, decoder: str, runs: list[_Budget], overlaps: list[Overlap]) -> None:
         positive = self.targets.areas[:, 0] > 0

@@ -153,7 +153,7 @@ class MaskTables:
 
     def _say_collapse(self, judged: Judged, sampled: Sampled) -> None:
         silent = judged.overlap.says_nothing
-        if not silent.any():
+        if not silent.any() or judged.names["control"] == "mean-mask":  # which is no model
             return
         who = f"{judged.names['control'] or 'result'}, {judged.names['decoder']} decoder"
         runs = "" if silent.all() and len(silent) == 1 else f" in {int(silent.sum())} of {len(silent)} runs"

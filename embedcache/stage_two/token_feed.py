@@ -6,6 +6,7 @@ Adaptor's output, c channels (d, or p behind an Adaptor), g x g' the token grid.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -58,6 +59,16 @@ class TokenFeed:
         self._maps = self._all() if is_resident else None
 
     @property
+    def adaptor_digest(self) -> str:
+        """SHA-256 of the Adaptor's weights; blank without one."""
+        if self._adaptor is None:
+            return ""
+        digest = hashlib.sha256()
+        for name, value in sorted(self._adaptor.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
     def is_resident(self) -> bool:
         """Whether all maps lie on the device."""
         return self._maps is not None
@@ -70,7 +81,7 @@ class TokenFeed:
                 yield self._shaped(self._maps.index_select(0, torch.from_numpy(place).to(self.device)))
             return
         for tokens in ahead(read_tokens(self._store, self._rows[place]) for place in places):
-            yield self._shaped(self._adapted(moved(tokens, self.device)))
+            yield self._shaped(self._adapted(moved(tokens, self.device)).to(self._stored))  # rounded as resident ones
 
     @torch.no_grad()
     def _adapted(self, tokens: Tensor) -> Tensor:

@@ -128,6 +128,8 @@ def zero_shot(
     if any(target.task == "multi-class" for target in targets):
         raise SettingsError("a multi-class label has no pair of prompts; name binary labels, or sets of them")
     names = [name for target in targets for name in target.classes]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"labels {', '.join(labels)}: one stands there twice, or in two sets; name each once")
     joined = join(manifest, images)
     chosen = manifest.in_split(config.split)[joined.rows]
     rows, image_rows = joined.rows[chosen], joined.image_rows[chosen]

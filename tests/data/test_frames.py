@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from torchvision import transforms
-from transformers import BitImageProcessor, CLIPImageProcessor, ViTImageProcessor
+from transformers import BitImageProcessor, CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
 
 from embedcache.data.augment import augmented
-from embedcache.data.frames import Frame, frame_steps
+from embedcache.data.frames import Frame, frame_steps, places_alike
 from embedcache.data.views import ViewPolicy, drawn_view
 from embedcache.encoders.transforms import ImageTransform, of_compose, of_processor, of_xrv, paper_transform
 from embedcache.errors import SettingsError
@@ -129,6 +129,34 @@ def test_a_mask_in_another_size_than_its_image_lands_in_the_same_place() -> None
 def test_a_step_of_unknown_place_is_refused(step: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=r"no mask can be put under its tokens; extract with --transform paper"):
         Frame.of([step], (30, 20))
+
+
+@pytest.mark.parametrize("shape", [(171, 256), (256, 171), (90, 255)])
+def test_padding_leaves_a_mask_where_it_leaves_the_pixels_to_the_pixel(shape: tuple[int, int]) -> None:
+    """An image whose longer side is 256 is padded and cropped alone, by an odd number of pixels."""
+    mask = l_shape(shape)
+    expected = seen(paper_transform(), mask.astype(np.uint8) * 255)
+    got = Frame.of(paper_transform().identity["steps"], shape).of_mask(mask, (224, 224))
+    assert (got != expected).sum() <= (0 if 256 in shape else 60)
+
+
+def test_processors_that_do_more_than_their_steps_say_are_refused() -> None:
+    """ConvNeXt's resizes to more and crops, and only its settings know."""
+    convnext = of_processor(ConvNextImageProcessor(size={"shortest_edge": 224}), "made")
+    with pytest.raises(SettingsError, match="a step 'crop_pct'"):
+        frame_steps({"identity": {"transform": convnext.identity}})
+    with pytest.raises(SettingsError, match="a step 'unnamed'"):
+        frame_steps({"identity": {"transform": {"library": "mine"}}})
+    paper = paper_transform().identity
+    assert frame_steps({"identity": {"transform": paper, "input_size": (224, 224)}}) == paper["steps"]
+    with pytest.raises(SettingsError, match="224 x 224 pixels, not 256 x 256"):
+        frame_steps({"identity": {"transform": paper, "input_size": [256, 256]}})
+
+
+def test_transforms_that_differ_in_values_alone_place_alike() -> None:
+    resize, crop = {"Resize": {"size": 72}}, {"CenterCrop": {"size": (64, 64)}}
+    assert places_alike([resize, crop], [resize, crop, {"Normalize": {"mean": 0.5}}])
+    assert not places_alike([resize, crop], [resize])
 
 
 def test_embeddings_made_elsewhere_are_of_the_whole_image() -> None:

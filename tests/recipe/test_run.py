@@ -117,8 +117,12 @@ def test_what_a_recipe_cannot_do_is_said_when_it_is_read(tmp_path: Path) -> None
         ("segment: {}\n", "segment needs the tokens of images: set extract.tokens to image"),
         ("segment: {}\nextract: {tokens: text}\n", "segment needs the tokens of images"),
         ("zeroshot: nothing\n", "one of chexzero, chexpert"),
+        ("retrieve: {}\n", "an image does not attend to its report"),
     ):
-        path.write_text(SMALL.format(root=tmp_path) + more)
+        small = SMALL.format(root=tmp_path)
+        if more.startswith("retrieve"):
+            small = small.replace("train: {", "train: {attention: cross-modal, image: tokens, text: tokens, ")
+        path.write_text(small + more)
         with pytest.raises(RecipeError, match=said):
             read_recipe(path)
 

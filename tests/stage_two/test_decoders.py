@@ -48,10 +48,10 @@ def test_any_grid_goes_to_any_size(name: str, grid: tuple[int, int], size: tuple
 
 def test_a_decoder_comes_back_from_its_file_and_nothing_else_does(tmp_path: Path) -> None:
     module = make_decoder("conv", 6, (4, 4), (16, 16)).eval()
-    kept = KeptDecoder("conv", 6, (4, 4), (16, 16), 0.4, "f" * 64, module.state_dict())
+    kept = KeptDecoder("conv", 6, (4, 4), (16, 16), 0.4, "f" * 64, "a" * 64, module.state_dict())
     write_decoder(tmp_path / "conv.safetensors", kept)
     back = read_decoder(tmp_path / "conv.safetensors")
-    assert (back.threshold, back.encoder_fingerprint) == (0.4, "f" * 64)
+    assert (back.threshold, back.encoder_fingerprint, back.adaptor_digest) == (0.4, "f" * 64, "a" * 64)
     x = torch.randn(2, 6, 4, 4)
     assert torch.equal(back.module()(x), module(x))
     with pytest.raises(RunNotFoundError, match="no decoder there"):

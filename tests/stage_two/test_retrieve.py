@@ -131,7 +131,7 @@ def test_sentences_are_scored_by_the_token_that_is_most_like_them(tmp_path: Path
         said = adaptor.encode_text(torch.from_numpy(np.array(stores["sentence"].embeddings))).numpy()
     of = [np.array([i.split("#")[0] == report for i in stores["sentence"].ids]) for report in ids]
     expected = np.array([[(seen[k] @ said[rows].T).max(axis=0).mean() for rows in of] for k in range(n)])
-    got = sentence_scores(adaptor, images, images.rows(ids), stores["caption"], stores["sentence"], ids, "cpu")
+    got = sentence_scores(adaptor, images, images.rows(ids), manifest, stores["caption"], stores["sentence"], ids)
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
     result = retrieve(
         manifest, images, stores["caption"], tmp_path / "run", sentence_store=stores["sentence"], config=QUICK
@@ -141,11 +141,11 @@ def test_sentences_are_scored_by_the_token_that_is_most_like_them(tmp_path: Path
     row = value(result.scores, "image_to_report", "median_rank", "by-sentences")
     assert row["value"] == np.median(ranks)
     with pytest.raises(JoinError, match="holds texts of the unit 'caption', expected sentences"):
-        sentence_scores(adaptor, images, images.rows(ids), stores["caption"], stores["caption"], ids, "cpu")
+        sentence_scores(adaptor, images, images.rows(ids), manifest, stores["caption"], stores["caption"], ids)
     with pytest.raises(JoinError, match="not of the text encoder of"):
-        sentence_scores(adaptor, images, images.rows(ids), images, stores["sentence"], ids, "cpu")
+        sentence_scores(adaptor, images, images.rows(ids), manifest, images, stores["sentence"], ids)
     with pytest.raises(MissingIdsError, match="1 of 1 reports have no sentence there: 'other'"):
-        sentence_scores(adaptor, images, images.rows(ids), stores["caption"], stores["sentence"], ["other"], "cpu")
+        sentence_scores(adaptor, images, images.rows(ids), manifest, stores["caption"], stores["sentence"], ["other"])
 
 
 def test_pairs_that_attend_to_each_other_are_refused(world: World, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from embedcache.errors import (
     NoTokensError,
     SettingsError,
 )
-from embedcache.stage_two.mask_targets import read_targets
+from embedcache.stage_two.mask_targets import has_mask, read_targets
 from embedcache.stage_two.segment import segment
 from embedcache.stage_two.segment_config import SegmentConfig
 from embedcache.stage_two.segment_tables import SegmentResult
@@ -175,6 +175,34 @@ def test_rows_without_a_known_mask_are_left_out_and_counted(masked: Masked) -> N
     config = replace(QUICK, fractions=(1.0,), n_seeds=1, epochs=1, min_steps=0)
     result = segment(Manifest(frame, name="masked", root="."), masked.store, config=config)
     assert "masked: 10 images left out, as their mask is not known" in result.notes
+
+
+def test_a_mask_that_is_missing_as_none_is_unknown(masked: Masked) -> None:
+    frame = masked.manifest.frame.copy()
+    frame["mask"] = frame["mask"].where(frame.index >= 10, None)
+    assert has_mask(Manifest(frame, name="masked", root=".")).tolist() == [False] * 10 + [True] * (N - 10)
+
+
+def test_masks_too_small_to_see_are_counted(masked: Masked) -> None:
+    frame = masked.manifest.frame.copy()
+    frame.loc[[3, 8], "mask"] = boxes_mask([(0.0, 0.0, 1.0, 1.0)], (120, 120))
+    config = replace(QUICK, fractions=(1.0,), n_seeds=1, epochs=1, min_steps=0)
+    result = segment(Manifest(frame, name="masked", root="."), masked.store, config=config)
+    assert any("2 masks (1 of them on test) lie outside what the encoder saw" in note for note in result.notes)
+
+
+def test_streamed_maps_of_an_adaptor_are_rounded_as_resident_ones(masked: Masked, tmp_path: Path) -> None:
+    tokens = np.asarray(masked.store.tokens[np.arange(N)])
+    half = embedcache.save_store(tmp_path / "half", masked.store.ids, tokens.mean(1), tokens=tokens)
+    adaptor = Adaptor(DIM, 4, projection_dim=8, n_layers=1, n_heads=2, ff_dim=16)
+    rows, chosen = half.rows(masked.store.ids)[:, None], [(np.arange(7), 0), (np.arange(50, 90), 0)]
+    feeds = [TokenFeed(half, rows, adaptor, "cpu", data=data) for data in ("resident", "streamed")]
+    assert [feed.is_resident for feed in feeds] == [True, False]
+    for one, other in zip(*(feed.batches(chosen) for feed in feeds), strict=True):
+        torch.testing.assert_close(
+            one, other, atol=2e-4, rtol=0
+        )  # one rounding apart, where batches are summed otherwise
+        assert (one == other).float().mean() > 0.95
 
 
 def test_few_validation_masks_choose_no_epoch(masked: Masked) -> None:
