@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -39,6 +40,20 @@ def check(settings: Any) -> None:
     ]
     if wrong:
         raise ValueError("; ".join(wrong))
+
+
+def fix(settings: Any, fixed: Mapping[str, Any], protocol: str) -> None:
+    """Sets what a protocol fixes in a frozen dataclass of settings.
+
+    Raises:
+        ValueError: a field that was given another value, neither its usual one nor the protocol's.
+    """
+    usual = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(type(settings))}
+    against = [name for name, value in fixed.items() if getattr(settings, name) not in (value, usual[name])]
+    if against:
+        raise ValueError(f"protocol {protocol!r} fixes {', '.join(against)}; leave them out, or the protocol")
+    for name, value in fixed.items():
+        object.__setattr__(settings, name, value)
 
 
 def _broken(value: Any, hint: Any) -> Iterator[str]:

@@ -91,3 +91,11 @@ def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def say_notes(notes: Sequence[str], warning: str) -> None:
+    """What is to be known of scores, on standard error: they may be piped on."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    if warning:
+        click.echo(f"warning: {warning}", err=True)

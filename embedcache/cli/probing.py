@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from embedcache.cli.base import PATH, json_option, main
+from embedcache.cli.base import PATH, json_option, main, say_notes
 from embedcache.cli.settings import pairs, read_settings
 
 
@@ -82,7 +82,4 @@ def probe(
         click.echo(probe_text(**tables))
         if out is not None:
             click.echo(f"\ntables and predictions: {out}")
-    for note in result.notes:
-        click.echo(f"note: {note}", err=True)
-    if result.warning:
-        click.echo(f"warning: {result.warning}", err=True)
+    say_notes(result.notes, result.warning)

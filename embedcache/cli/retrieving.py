@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from embedcache.cli.base import PATH, json_option, main
+from embedcache.cli.base import PATH, json_option, main, say_notes
 from embedcache.cli.settings import pairs, read_settings
 
 
@@ -64,10 +64,7 @@ def retrieve(
         click.echo(retrieval_text(result.scores))
         if out is not None:
             click.echo(f"\nscores and matches: {out}")
-    for note in result.notes:
-        click.echo(f"note: {note}", err=True)
-    if result.warning:
-        click.echo(f"warning: {result.warning}", err=True)
+    say_notes(result.notes, result.warning)
 
 
 @main.command()
@@ -133,7 +130,4 @@ def zeroshot(
         click.echo(zero_shot_text(result.scores))
         if out is not None:
             click.echo(f"\nscores and predictions: {out}")
-    for note in result.notes:
-        click.echo(f"note: {note}", err=True)
-    if result.warning:
-        click.echo(f"warning: {result.warning}", err=True)
+    say_notes(result.notes, result.warning)

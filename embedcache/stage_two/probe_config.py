@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from embedcache.settings import STRICT, check
+from embedcache.settings import STRICT, check, fix
 from embedcache.stage_two.heads import TRAINED, HeadConfig
 
 HEADS = (*TRAINED, "logistic", "knn")
@@ -79,7 +79,7 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         check(self)
         if self.protocol:
-            self._take_over(_PROTOCOLS[self.protocol])
+            fix(self, _PROTOCOLS[self.protocol], self.protocol)
         for name, known in (("heads", HEADS), ("controls", CONTROLS)):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
@@ -101,14 +101,6 @@ class ProbeConfig:
             raise ValueError(f"subsets of the manifest are of images: expected unit image, not {self.unit}")
         if self.as_published and self.unit != "image":
             raise ValueError(f"as_published is of the images of a batch: expected unit image, not {self.unit}")
-
-    def _take_over(self, fixed: dict[str, Any]) -> None:
-        usual = {f.name: f.default for f in fields(self)} | {"head": HeadConfig()}
-        against = [k for k, v in fixed.items() if getattr(self, k) not in (v, usual[k])]
-        if against:
-            raise ValueError(f"protocol {self.protocol!r} fixes {', '.join(against)}; leave them out, or the protocol")
-        for name, value in fixed.items():
-            object.__setattr__(self, name, value)
 
 
 def _published(**head: Any) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from embedcache.settings import STRICT, check
+from embedcache.settings import STRICT, check, fix
 
 CONTROLS = ("no-adaptor", "untrained-adaptor", "random-encoder", "mean-mask")
 DECODERS = ("paper", "conv", "linear")
@@ -77,7 +77,7 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         check(self)
         if self.protocol:
-            self._take_over(_PROTOCOLS[self.protocol])
+            fix(self, _PROTOCOLS[self.protocol], self.protocol)
         for name, known in (("decoders", DECODERS), ("controls", CONTROLS)):
             unknown = [value for value in getattr(self, name) if value not in known]
             if unknown:
@@ -92,14 +92,6 @@ class SegmentConfig:
     def n_epochs(self, n_rows: int) -> int:
         """Passes over a set of so many masks."""
         return max(self.epochs, -(-self.min_steps // -(-n_rows // self.batch_size)))
-
-    def _take_over(self, fixed: dict[str, Any]) -> None:
-        usual = {f.name: f.default for f in fields(self)}
-        against = [k for k, v in fixed.items() if getattr(self, k) not in (v, usual[k])]
-        if against:
-            raise ValueError(f"protocol {self.protocol!r} fixes {', '.join(against)}; leave them out, or the protocol")
-        for name, value in fixed.items():
-            object.__setattr__(self, name, value)
 
 
 def _published(**own: Any) -> dict[str, Any]:
