@@ -19,17 +19,16 @@ ratios within each repeat.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 
 import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import Goal, Result, machine, median_ratio, seconds, table, turn_by_turn
+from measuring import Goal, Result, machine, median_ratio, seconds, shown, turn_by_turn, waited
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -117,7 +116,7 @@ def heads(device: str, repeats: int, epochs: int) -> Iterator[Result]:
     work = Heads(device, epochs)
     work._fit([Fit(f.rows, f.labels, f.seed) for f in work.fits[:1]])  # memory and libraries are ready
     calls = {"together": work.together, "one by one": work.one_by_one, "plain torch, one by one": work.plain}
-    found = turn_by_turn({name: seconds(_waited(call, device)) for name, call in calls.items()}, repeats)
+    found = turn_by_turn({name: seconds(waited(call, device)) for name, call in calls.items()}, repeats)
     for name, times in found.items():
         goal = Goal("ratio", 1.05, "<=") if name == "one by one" else None
         yield Result(
@@ -144,7 +143,7 @@ def encoder(device: str, repeats: int, epochs: int) -> Iterator[Result]:
 
     encode()
     calls = {"heads": work.together, "images": encode}
-    found = turn_by_turn({name: seconds(_waited(call, device)) for name, call in calls.items()}, repeats)
+    found = turn_by_turn({name: seconds(waited(call, device)) for name, call in calls.items()}, repeats)
     per_image = [t / _IMAGES for t in found["images"]]
     hours = [t * work.images_of_the_papers_way() / 3600 for t in per_image]
     yield Result("ViT-S/14 at 224, random weights, one image", statistics.median(per_image) * 1000, "ms")
@@ -188,17 +187,6 @@ def draws(device: str, repeats: int, epochs: int) -> Iterator[Result]:
     )
 
 
-def _waited(call: Callable[[], None], device: str) -> Callable[[], None]:
-    """A call whose work on the GPU is done when it returns."""
-
-    def done() -> None:
-        call()
-        if device != "cpu":
-            torch.cuda.synchronize()
-
-    return done
-
-
 PARTS = {"heads": heads, "encoder": encoder, "bootstrap": draws}
 
 
@@ -211,11 +199,7 @@ PARTS = {"heads": heads, "encoder": encoder, "bootstrap": draws}
 def main(only: tuple[str, ...], device: str, repeats: int, epochs: int, as_json: bool) -> None:
     """Measures and prints."""
     results = [result for name in only or PARTS for result in PARTS[name](device, repeats, epochs)]
-    about = machine("torch", "numpy", "scikit-learn")
-    if as_json:
-        click.echo(json.dumps({"machine": about, "results": [result.as_json() for result in results]}))
-    else:
-        click.echo(f"{about}\n\n{table(results)}")
+    click.echo(shown(results, machine("torch", "numpy", "scikit-learn"), as_json))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ held beyond the vectors themselves; each side runs in a process of its own. The 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import statistics
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from measuring import Goal, Result, machine, median_ratio, table
+from measuring import Goal, Result, machine, median_ratio, shown
 
 _DIM, _BEST = 768, 10
 
@@ -117,10 +116,7 @@ def main(n: int, device: str, repeats: int, as_json: bool) -> None:
     if "faiss" in sides:
         results.append(Result("the same, faiss", memory["faiss"] / 2**30, "GB"))
     about = machine("torch", "numpy", *(["faiss-cpu"] if "faiss" in sides else []))
-    if as_json:
-        click.echo(json.dumps({"machine": about, "results": [result.as_json() for result in results]}))
-    else:
-        click.echo(f"{about}\n\n{table(results)}")
+    click.echo(shown(results, about, as_json))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ ms a step, `ratio` the median of the ratios within each repeat.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from measuring import Goal, Result, machine, median_ratio, seconds, table, turn_by_turn
+from measuring import Goal, Result, machine, median_ratio, seconds, shown, turn_by_turn, waited
 
 from embedcache import save_store
 from embedcache.device import full_precision
@@ -71,11 +70,7 @@ def main(decoder: str, n: int, batch_size: int, device: str, repeats: int, as_js
             feed = TokenFeed(store, rows[:, None], of, device, data=data)  # type: ignore[arg-type]
             fit = DecoderFit(decoder, feed, targets, config, seed=0)
 
-            def run() -> None:
-                fit.train(rows, rows[:0])
-                _waited(device)
-
-            return run
+            return waited(lambda: fit.train(rows, rows[:0]), device)
 
         calls = {
             "the decoder alone, resident random maps": _alone(decoder, n_steps, batch_size, device, config),
@@ -99,11 +94,8 @@ def main(decoder: str, n: int, batch_size: int, device: str, repeats: int, as_js
         )
         for name, times in found.items()
     ]
-    about = machine("torch", "numpy")
-    if as_json:
-        click.echo(json.dumps({"machine": about, "results": [result.as_json() for result in results]}))
-    else:
-        click.echo(f"{about}, decoder {decoder}, batch {batch_size}\n\n{table(results)}")
+    about = machine("torch", "numpy") | {"decoder": decoder, "batch": batch_size}
+    click.echo(shown(results, about, as_json))
 
 
 def _alone(name: str, n_steps: int, batch_size: int, device: str, config: SegmentConfig) -> Callable[[], None]:
@@ -120,14 +112,8 @@ def _alone(name: str, n_steps: int, batch_size: int, device: str, config: Segmen
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        _waited(device)
 
-    return run
-
-
-def _waited(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
+    return waited(run, device)
 
 
 if __name__ == "__main__":

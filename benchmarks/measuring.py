@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -93,6 +94,26 @@ def machine(*libraries: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **versions,
     }
+
+
+def shown(results: Sequence[Result], about: Mapping[str, Any], as_json: bool) -> str:
+    """The results and what they were measured on, as JSON or as a table."""
+    if as_json:
+        return json.dumps({"machine": about, "results": [result.as_json() for result in results]})
+    return f"{about}\n\n{table(results)}"
+
+
+def waited(call: Callable[[], object], device: str) -> Callable[[], None]:
+    """A call whose work on the GPU is done when it returns."""
+
+    def done() -> None:
+        call()
+        if device != "cpu":
+            import torch
+
+            torch.cuda.synchronize()
+
+    return done
 
 
 def turn_by_turn(calls: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

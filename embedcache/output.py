@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from embedcache.errors import OutputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, mode: int = 0o666) -> None:
@@ -32,6 +36,17 @@ def write_whole(path: Path, write: Callable[[Path], object], *, mode: int = 0o66
     finally:
         with contextlib.suppress(OSError):  # its folder may be none
             temporary.unlink(missing_ok=True)
+
+
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Writes tables into a folder by their file names, as CSV or Parquet, each whole or not at all.
+
+    Raises:
+        OutputError: they cannot be written there.
+    """
+    for name, table in tables.items():
+        write = table.to_parquet if name.endswith(".parquet") else table.to_csv
+        write_whole(folder / name, lambda path, write=write: write(path, index=False))  # type: ignore[misc]
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import click
 
 from embedcache import __version__
 from embedcache.errors import EmbedCacheError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PATH = click.Path(path_type=Path)
 _RESUMED = ("extract", "run", "train")  # called again, these go on where they were stopped
@@ -87,15 +91,35 @@ def main() -> None:
     """
 
 
-def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+class Scored(Protocol):
+    """What a command that scores is given."""
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    @property
+    def warning(self) -> str: ...
+    def write(self, folder: Path) -> None: ...
 
 
-def say_notes(notes: Sequence[str], warning: str) -> None:
-    """What is to be known of scores, on standard error: they may be piped on."""
-    for note in notes:
+def say_scores(
+    result: Scored, tables: Mapping[str, pd.DataFrame], text: str, *, out: Path | None, written: str, as_json: bool
+) -> None:
+    """Writes a result where it was asked for, and prints it; what is to be known of it goes to standard error.
+
+    Args:
+        tables: for JSON.
+        text: for people.
+        written: what `out` then holds.
+    """
+    if out is not None:
+        result.write(out)
+    if as_json:
+        click.echo(json.dumps({name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}))
+    else:
+        click.echo(text)
+        if out is not None:
+            click.echo(f"\n{written}: {out}")
+    for note in result.notes:
         click.echo(f"note: {note}", err=True)
-    if warning:
-        click.echo(f"warning: {warning}", err=True)
+    if result.warning:
+        click.echo(f"warning: {result.warning}", err=True)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from embedcache.cli.base import PATH, in_columns, json_option, main
+from embedcache.cli.base import PATH, json_option, main
 from embedcache.errors import EncoderError
+from embedcache.report.plain_table import in_columns
 
 if TYPE_CHECKING:
     from embedcache.encoders.base import Encoder

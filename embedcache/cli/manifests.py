@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedcache.cli.base import PATH, in_columns, json_option, main
+from embedcache.cli.base import PATH, json_option, main
 from embedcache.errors import SettingsError
 from embedcache.output import write_text
+from embedcache.report.plain_table import in_columns
 
 if TYPE_CHECKING:
     from embedcache.data.audit import AuditReport, Balance, Shared

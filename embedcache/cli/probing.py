@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from embedcache.cli.base import PATH, json_option, main, say_notes
+from embedcache.cli.base import PATH, json_option, main, say_scores
 from embedcache.cli.settings import pairs, read_settings
 
 
@@ -73,13 +72,5 @@ def probe(
         labelmap=labelmap,
         config=config,
     )
-    if out is not None:
-        result.write(out)
     tables = {name: getattr(result, name).assign(label=label) for name in TABLES}
-    if as_json:
-        click.echo(json.dumps({name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}))
-    else:
-        click.echo(probe_text(**tables))
-        if out is not None:
-            click.echo(f"\ntables and predictions: {out}")
-    say_notes(result.notes, result.warning)
+    say_scores(result, tables, probe_text(**tables), out=out, written="tables and predictions", as_json=as_json)

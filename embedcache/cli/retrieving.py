@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from embedcache.cli.base import PATH, json_option, main, say_notes
+from embedcache.cli.base import PATH, json_option, main, say_scores
 from embedcache.cli.settings import pairs, read_settings
 
 
@@ -56,15 +55,8 @@ def retrieve(
         labels=labels,
         config=config,
     )
-    if out is not None:
-        result.write(out)
-    if as_json:
-        click.echo(json.dumps({"scores": json.loads(result.scores.to_json(orient="records"))}))
-    else:
-        click.echo(retrieval_text(result.scores))
-        if out is not None:
-            click.echo(f"\nscores and matches: {out}")
-    say_notes(result.notes, result.warning)
+    tables, text = {"scores": result.scores}, retrieval_text(result.scores)
+    say_scores(result, tables, text, out=out, written="scores and matches", as_json=as_json)
 
 
 @main.command()
@@ -121,13 +113,5 @@ def zeroshot(
     result = zero_shot(
         Manifest.read(manifest), image_store, prompt_store, run_dir, prompts=prompt_set, labels=labels, config=config
     )
-    if out is not None:
-        result.write(out)
-    if as_json:
-        tables = {"scores": result.scores, "wordings": result.wordings}
-        click.echo(json.dumps({name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}))
-    else:
-        click.echo(zero_shot_text(result.scores))
-        if out is not None:
-            click.echo(f"\nscores and predictions: {out}")
-    say_notes(result.notes, result.warning)
+    tables, text = {"scores": result.scores, "wordings": result.wordings}, zero_shot_text(result.scores)
+    say_scores(result, tables, text, out=out, written="scores and predictions", as_json=as_json)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from embedcache.cli.base import PATH, json_option, main, say_notes
+from embedcache.cli.base import PATH, json_option, main, say_scores
 from embedcache.cli.settings import pairs, read_settings
 
 
@@ -51,13 +50,5 @@ def segment(
     result = run_segment(
         Manifest.read(manifest), image_store, run_dir=run_dir, random_store=random_store, config=config
     )
-    if out is not None:
-        result.write(out)
-    tables = {name: getattr(result, name) for name in TABLES}
-    if as_json:
-        click.echo(json.dumps({name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}))
-    else:
-        click.echo(mask_text(**tables))
-        if out is not None:
-            click.echo(f"\ntables, what each image got and decoders: {out}")
-    say_notes(result.notes, result.warning)
+    tables, written = {name: getattr(result, name) for name in TABLES}, "tables, what each image got and decoders"
+    say_scores(result, tables, mask_text(**tables), out=out, written=written, as_json=as_json)

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from embedcache.cli.base import PATH, in_columns, json_option, main
+from embedcache.cli.base import PATH, json_option, main
+from embedcache.report.plain_table import in_columns
 
 
 @main.command()

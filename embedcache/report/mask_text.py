@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from embedcache.report.plain_table import aligned, counted, head_row, interval, p_words, places
+from embedcache.report.plain_table import aligned, counted, gain_words, head_row, interval, places
 
 _SHOWN = {
     "dice": "Dice",
@@ -44,13 +44,7 @@ def mask_gain_table(gains: pd.DataFrame) -> str:
     names = {metric: _SHOWN[metric] for metric in gains["metric"].unique()}
     rows = [[*head_row(gains, "control", "decoder"), "masks", *names.values()]]
     for key, group in gains.groupby([*places(gains), "control", "decoder", "fraction"], sort=False):
-        of = group.set_index("metric")
-        cells = [
-            "undefined"
-            if of.loc[m, "low"] != of.loc[m, "low"]
-            else f"{of.loc[m, 'value']:+.3f} [{of.loc[m, 'low']:+.3f}, {of.loc[m, 'high']:+.3f}] "
-            f"{p_words(of.loc[m, 'p_holm'])}"
-            for m in names
-        ]
+        of = group.set_index("metric").loc[list(names), ["value", "low", "high", "p_holm"]]
+        cells = ["undefined" if gain[1] != gain[1] else gain_words(*gain) for gain in of.itertuples(index=False)]
         rows.append([*map(str, key[:-1]), f"{100 * key[-1]:.3g}%", *cells])
     return f"gain of masks over each control (paired; p adjusted for their number)\n{aligned(rows)}"

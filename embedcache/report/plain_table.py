@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 _WHERE = ("image", "text")
 _HEADINGS = {"image": "image encoder", "text": "text encoder", "control": "setting"}
@@ -27,6 +29,11 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def gain_words(value: float, low: float, high: float, p_value: float) -> str:
+    """A difference with its interval and p-value."""
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] {p_words(p_value)}"
+
+
 def p_words(p_value: float) -> str:
     """A p-value in words."""
     return "undefined" if p_value != p_value else "p < 0.01" if p_value < 0.01 else f"p = {p_value:.2f}"
@@ -35,11 +42,13 @@ def p_words(p_value: float) -> str:
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width; a column that is blank throughout is left out."""
     kept = [k for k in range(len(rows[0])) if any(row[k] for row in rows[1:])]
-    widths = [max(len(row[k]) for row in rows) for k in kept]
-    lines: Iterator[str] = (
-        "  ".join(row[k].ljust(w) for k, w in zip(kept, widths, strict=True)).rstrip() for row in rows
-    )
-    return "\n".join(lines)
+    return "\n".join(in_columns([[row[k] for k in kept] for row in rows]))
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def counted(counts: pd.Series) -> str:

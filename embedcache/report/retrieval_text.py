@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
+from typing import Any
+
 import pandas as pd
 
 from embedcache.report.plain_table import aligned, head_row, interval, places
@@ -11,17 +14,17 @@ def retrieval_text(scores: pd.DataFrame) -> str:
     """A row for each encoder, setting and direction, each metric beside what chance gives."""
     parts = []
     for direction, table in scores.groupby("direction", sort=False):
-        metrics = list(dict.fromkeys(zip(table["metric"], table["label"], strict=True)))
-        headings = [metric + (f" of {label}" if label else "") for metric, label in metrics]
-        rows = [[*head_row(table, "control"), *headings]]
+        columns = table[["metric", "label"]].drop_duplicates().itertuples(index=False, name=None)
+        metrics = {(metric, label): metric + (f" of {label}" if label else "") for metric, label in columns}
+        rows = [[*head_row(table, "control"), *metrics.values()]]
         for key, group in table.groupby([*places(table), "control"], sort=False):
-            of = {(r.metric, r.label): r for r in group.itertuples()}
-            names = [str(part) for part in key]
-            names[-1] = names[-1] or "result"
-            rows.append([*names, *(_cell(of[metric]) if metric in of else "" for metric in metrics)])
-        first = next(iter(group for group in table.groupby("metric", sort=False)))[1].iloc[0]
-        rows.append([*[""] * len(places(table)), "chance", *(_chance(table, metric) for metric in metrics)])
-        words = str(direction).replace("_", " ")
+            of = {(r["metric"], r["label"]): r for r in group.to_dict("records")}
+            *names, control = map(str, key)
+            rows.append([*names, control or "result", *(_cell(of[m]) if m in of else "" for m in metrics)])
+        chance = table.drop_duplicates(["metric", "label"])["chance"]
+        by_chance = [_number(value, metric) for value, (metric, _) in zip(chance, metrics, strict=True)]
+        rows.append([*[""] * len(places(table)), "chance", *by_chance])
+        first, words = table.iloc[0], str(direction).replace("_", " ")
         parts.append(
             f"{words}: {first['n_queries']} queries among {first['n_candidates']} (95% interval over patients)\n"
             f"{aligned(rows)}"
@@ -50,16 +53,12 @@ def zero_shot_text(scores: pd.DataFrame) -> str:
     return f"zero-shot by prompts (95% interval over patients)\n{aligned(rows)}"
 
 
-def _cell(row: object) -> str:
-    value, low, high = (getattr(row, name) for name in ("value", "low", "high"))
-    if value != value:
+def _cell(row: Mapping[Hashable, Any]) -> str:
+    if row["value"] != row["value"]:
         return "undefined"
-    digits = 1 if getattr(row, "metric") == "median_rank" else 3  # noqa: B009  # a namedtuple of pandas
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    value, low, high = (_number(row[name], row["metric"]) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
-def _chance(table: pd.DataFrame, metric: tuple[str, str]) -> str:
-    chance = table[(table["metric"] == metric[0]) & (table["label"] == metric[1])]["chance"].iloc[0]
-    if chance != chance:
-        return ""
-    return f"{chance:.1f}" if metric[0] == "median_rank" else f"{chance:.3f}"
+def _number(value: float, metric: str) -> str:
+    return "" if value != value else f"{value:.1f}" if metric == "median_rank" else f"{value:.3f}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from embedcache.report.plain_table import aligned, counted, head_row, interval, p_words, places
+from embedcache.report.plain_table import aligned, counted, gain_words, head_row, interval, places
 
 
 def probe_text(scores: pd.DataFrame, gains: pd.DataFrame, calibration: pd.DataFrame, subgroups: pd.DataFrame) -> str:
@@ -54,8 +54,7 @@ def gain_table(gains: pd.DataFrame) -> str:
         rows = [[*head_row(table, "control", "head"), *map(_words, amounts)]]
         for key, group in table.groupby([*places(table), "control", "head"], sort=False):
             cells = {
-                _amount((r.fraction, r.shots)): f"{r.value:+.3f} [{r.low:+.3f}, {r.high:+.3f}] {p_words(r.p_holm)}"
-                for r in group.itertuples()
+                _amount((r.fraction, r.shots)): gain_words(r.value, r.low, r.high, r.p_holm) for r in group.itertuples()
             }
             rows.append([*map(str, key), *(cells.get(amount, "") for amount in amounts)])
         on = "" if test == "internal" else f", {test}"

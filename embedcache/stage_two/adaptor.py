@@ -28,6 +28,7 @@ from embedcache.store.store import Store
 
 WEIGHTS, CONFIG = "adaptor.safetensors", "config.json"
 KINDS = get_args(Kind)
+_CHUNK = 4096  # embeddings that go through at once where there are many
 
 
 class AdaptorOutput(NamedTuple):
@@ -338,6 +339,12 @@ def read_adaptor(run_dir: str | Path) -> Adaptor:
     if not (Path(run_dir) / CONFIG).is_file():
         raise _no_adaptor(run_dir)
     return Adaptor.from_pretrained(run_dir)
+
+
+@torch.inference_mode()
+def encoded_images(adaptor: Adaptor, x: Tensor) -> Tensor:
+    """Unit vectors of any number of image embeddings, (n, d) to (n, p), some at a time."""
+    return torch.cat([adaptor.encode_image(part) for part in x.split(_CHUNK)])
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -12,10 +12,28 @@ import torch
 from torch import Tensor
 
 from embedcache.metrics.retrieval import chance_recall_at, recall_at
-from embedcache.stage_two.ranks import find
+from embedcache.stage_two.adaptor import Adaptor
+from embedcache.stage_two.feed import Feed
+from embedcache.stage_two.ranks import find_pairs
 
 TOP = (1, 5, 10)
 _SPREAD_ROWS = 2048  # the spread of a modality is measured on so many of its vectors, evenly chosen
+
+
+def embed_pairs(adaptor: Adaptor, feed: Feed) -> tuple[Tensor, Tensor]:
+    """Unit vectors of all pairs of a feed in their order, (n, p) both."""
+    adaptor.eval()
+    embedded = [
+        adaptor.embed(image.values, text.values, image_mask=image.mask, text_mask=text.mask)
+        for image, text in feed.chunks()
+    ]
+    image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+    return image, text
+
+
+def unfit_pairs(image: Tensor, text: Tensor) -> np.ndarray:
+    """Which pairs have a vector that is not finite, (n,) bool."""
+    return ~(image.isfinite().all(dim=1) & text.isfinite().all(dim=1)).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -32,13 +50,11 @@ def alignment(image: Tensor, text: Tensor, texts: np.ndarray) -> dict[str, float
         image, text: unit vectors, (n, p).
         texts: equal where two pairs have the same text, (n,).
     """
-    names, first, of_pair, counts = np.unique(texts, return_index=True, return_inverse=True, return_counts=True)
-    distinct = text[torch.from_numpy(first).to(text.device)]
-    own, numbers = torch.from_numpy(of_pair).to(text.device), torch.arange(len(names), device=text.device)
-    found: dict[str, float] = {}
+    pairs, found = find_pairs(image, text, texts), dict[str, float]()
+    distinct = text[torch.from_numpy(pairs.first).to(text.device)]
     directions = (
-        ("image_to_text", find(image, distinct, numbers, own).ranks, np.ones(len(image), np.int64), len(names)),
-        ("text_to_image", find(distinct, image, own, numbers).ranks, counts, len(image)),
+        ("image_to_text", pairs.to_text.ranks, np.ones(len(image), np.int64), len(pairs.first)),
+        ("text_to_image", pairs.to_image.ranks, np.bincount(pairs.text_of), len(image)),
     )
     for direction, ranks, n_matches, n_candidates in directions:
         for k in TOP:
@@ -46,7 +62,10 @@ def alignment(image: Tensor, text: Tensor, texts: np.ndarray) -> dict[str, float
             found[f"{direction}_chance@{k}"] = chance_recall_at(n_matches, n_candidates, k)
         found[f"{direction}_median_rank"] = float(np.median(ranks)) if len(ranks) else math.nan
     found["alignment"] = float((image - text).square().sum(dim=1).mean()) if len(image) else math.nan
-    found["image_uniformity"], found["text_uniformity"] = _uniformity(image), _uniformity(distinct)
+    found["image_uniformity"], found["text_uniformity"] = (
+        _uniformity(image),
+        _uniformity(distinct),
+    )
     found["modality_gap"] = float((image.mean(0) - text.mean(0)).norm()) if len(image) else math.nan
     return found
 

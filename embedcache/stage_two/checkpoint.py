@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from embedcache.errors import RunStateError
-from embedcache.stage_two.files import write_tensors
+from embedcache.stage_two.files import read_tensors, write_tensors
 
 _VERSION = 1
 
@@ -36,9 +36,8 @@ def read_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, Tensor], di
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            said = json.loads((file.metadata() or {})["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+        tensors, metadata = read_tensors(path)
+        said = json.loads(metadata["state"])
         version = said["version"]
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunStateError(

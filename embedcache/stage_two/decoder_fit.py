@@ -60,7 +60,7 @@ class DecoderFit:
         optimizer = torch.optim.AdamW(decoder.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs, eta_min=1e-8)
         missed = self._loss if config.choose_by == "loss" else lambda rows: 1 - float(self.overlap(rows).dice.mean())
-        best, best_loss, losses = None, np.inf, list[float]()
+        best, losses = None, list[float]()
         for _ in range(n_epochs):
             self._epoch(rows, optimizer)
             schedule.step()
@@ -69,10 +69,10 @@ class DecoderFit:
             losses.append(missed(valid))
             if not np.isfinite(losses[-1]):
                 raise TrainingError(f"the loss of the {self._name} decoder became {losses[-1]}; lower lr ({config.lr})")
-            if losses[-1] < best_loss:
-                best_loss = losses[-1]
+            best_epoch = int(np.argmin(losses))
+            if best_epoch == len(losses) - 1:
                 best = {name: value.clone() for name, value in decoder.state_dict().items()}
-            elif config.patience and len(losses) - 1 - int(np.argmin(losses)) >= config.patience:
+            elif config.patience and len(losses) - 1 - best_epoch >= config.patience:
                 break
         if best is not None:
             decoder.load_state_dict(best)
@@ -89,8 +89,8 @@ class DecoderFit:
             there = logits[:, 0] > level
             both.append((there & mask.bool()).sum(dim=(1, 2)))
             predicted.append(there.sum(dim=(1, 2)))
-        areas = self._targets.areas[rows, 0]
-        return Overlap(torch.cat(both).cpu().numpy()[None], torch.cat(predicted).cpu().numpy()[None], areas)
+        met, said = (torch.cat(parts).cpu().numpy()[None] for parts in (both, predicted))
+        return Overlap(met, said, self._targets.areas[rows, 0])
 
     def kept(self, encoder_fingerprint: str) -> KeptDecoder:
         """The decoder with what says which maps it is for."""
@@ -157,7 +157,5 @@ def overlap_with(masks: np.ndarray, targets: MaskTargets, rows: np.ndarray) -> O
     flat = masks.reshape(len(masks), -1).astype(np.float32)
     parts = np.split(rows, range(256, len(rows), 256))
     both = [flat @ targets.take(part).numpy().reshape(len(part), -1).astype(np.float32).T for part in parts]
-    predicted = np.repeat(flat.sum(axis=1, dtype=np.float64)[:, None], len(rows), axis=1)
-    return Overlap(
-        np.concatenate(both, axis=1).round().astype(np.int64), predicted.astype(np.int64), targets.areas[rows, 0]
-    )
+    predicted = np.repeat(masks.sum(axis=(1, 2))[:, None], len(rows), axis=1)
+    return Overlap(np.concatenate(both, axis=1).astype(np.int64), predicted, targets.areas[rows, 0])

@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from embedcache.errors import RunNotFoundError, RunStateError, SettingsError
-from embedcache.stage_two.files import write_tensors
+from embedcache.stage_two.files import read_tensors, write_tensors
 
 _WIDEST, _NARROWEST = 128, 16
 
@@ -169,9 +169,8 @@ def read_decoder(path: Path) -> KeptDecoder:
     if not path.is_file():
         raise RunNotFoundError(f"{path}: no decoder there; name a folder that 'embedcache segment --out' wrote")
     try:
-        with safe_open(path, "pt") as file:
-            said = json.loads((file.metadata() or {})["decoder"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+        state, metadata = read_tensors(path)
+        said = json.loads(metadata["decoder"])
         (rows, columns), (height, width) = said["grid"], said["size"]
         return KeptDecoder(
             str(said["name"]), int(said["dim"]), (int(rows), int(columns)), (int(height), int(width)),

@@ -19,7 +19,7 @@ from embedcache.device import on_device
 from embedcache.errors import RunStateError, TrainingError, some_ids
 from embedcache.progress import Progress
 from embedcache.stage_two.adaptor import Adaptor, read_adaptor
-from embedcache.stage_two.alignment import alignment
+from embedcache.stage_two.alignment import alignment, embed_pairs, unfit_pairs
 from embedcache.stage_two.batches import Plan, Planner
 from embedcache.stage_two.checkpoint import read_checkpoint, write_checkpoint
 from embedcache.stage_two.config import TrainConfig, schedule
@@ -341,12 +341,7 @@ def validated(adaptor: Adaptor, feed: Feed, config: TrainConfig) -> Entry:
     pairs = feed.pairs
     if len(pairs) < 2:
         return {"valid_loss": math.nan}
-    adaptor.eval()
-    embedded = [
-        adaptor.embed(image.values, text.values, image_mask=image.mask, text_mask=text.mask)
-        for image, text in feed.chunks()
-    ]
-    image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+    image, text = embed_pairs(adaptor, feed)
     codes = torch.from_numpy(pairs.codes).to(feed.device)
     total, n = 0.0, 0
     for start in range(0, len(pairs), config.batch_size):
@@ -356,7 +351,7 @@ def validated(adaptor: Adaptor, feed: Feed, config: TrainConfig) -> Entry:
             n += len(codes[part])
     loss = total / n
     if not math.isfinite(loss):
-        bad = ~(torch.isfinite(image).all(dim=1) & torch.isfinite(text).all(dim=1)).cpu().numpy()
+        bad = unfit_pairs(image, text)
         of = f" with the pairs {some_ids(pairs.ids[bad])}" if bad.any() else ""
         raise TrainingError(
             f"the validation loss became {loss}{of}; lower lr ({config.lr}), or check the stores with "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from embedcache.data.audit import overlaps, unknown_overlaps
+from embedcache.data.audit import leak_warning, overlaps, unknown_overlaps
 from embedcache.data.manifest import Manifest
 from embedcache.output import write_whole
 from embedcache.stage_two.pairs import Pairs
@@ -27,6 +27,17 @@ def write_trained_on(run_dir: Path, pairs: Pairs) -> None:
     digests = side.store.input_digests[side.rows[side.index[:, 0]]]
     table = pd.DataFrame({"id": pairs.ids, "digest": [d.tobytes().hex() if d.any() else "" for d in digests]})
     write_whole(run_dir / _TRAINED_ON, lambda path: table.to_parquet(path, index=False), mode=0o600)
+
+
+def leak_words(manifest: Manifest, store: Store, run_dir: str | Path | None, tested: Iterable[str]) -> str:
+    """One line on what splits share and on what an Adaptor has seen; blank where there is nothing to say.
+
+    Args:
+        run_dir: of the Adaptor; None for none.
+        tested: ids of the test images, in `store`; none where it is no test.
+    """
+    seen = "" if run_dir is None else seen_warning(run_dir, manifest.name, tested, store)
+    return "; ".join(filter(None, [leak_warning(manifest, input_digests(store)), seen]))
 
 
 def seen_warning(run_dir: str | Path, name: str, tested: Iterable[str], store: Store) -> str:

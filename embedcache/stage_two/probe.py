@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from embedcache.data.audit import leak_warning
 from embedcache.data.labelmap import LabelMap
 from embedcache.data.labels import LABEL_PREFIX
 from embedcache.data.manifest import Manifest
@@ -24,21 +23,20 @@ from embedcache.device import full_precision, pick_device
 from embedcache.errors import FingerprintMismatchError, ManifestError, SettingsError
 from embedcache.metrics.intervals import PatientDraws
 from embedcache.progress import Progress
-from embedcache.stage_two.adaptor import Adaptor, read_adaptor
+from embedcache.stage_two.adaptor import Adaptor, encoded_images, read_adaptor
 from embedcache.stage_two.answers import Answer, answers
 from embedcache.stage_two.controls import metadata_features, shuffled, told_by_text
 from embedcache.stage_two.label_budget import Budget, budgets
-from embedcache.stage_two.leaks import overlap_warnings, seen_warning
+from embedcache.stage_two.leaks import leak_words, overlap_warnings
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.probe_tables import EXTERNAL, INTERNAL, HeldOut, ProbeResult, Tables
 from embedcache.stage_two.samples import Samples
 from embedcache.stage_two.score_rows import Row
 from embedcache.stage_two.scoring import ChosenOn, Said, Scored, said, score
 from embedcache.stage_two.targets import Target
-from embedcache.stage_two.tensors import Join, input_digests, join, opened, resident
+from embedcache.stage_two.tensors import Join, join, opened, resident
 from embedcache.store.store import Store
 
-_CHUNK = 4096
 _LEAST_DEVIATION = 1e-6  # of a feature, against its mean or 1
 
 
@@ -132,10 +130,7 @@ class _Probe:
         self.raw = [resident(store, self.join.image_rows, self.device)]
         self.sets = [self.samples]
         self.tables = Tables(self.target, config)
-        self.warnings = [
-            leak_warning(manifest, input_digests(store)),
-            "" if run_dir is None else seen_warning(run_dir, manifest.name, self.tests[0].units.frame["id"], store),
-        ]
+        self.warnings = [leak_words(manifest, store, run_dir, self.tests[0].units.frame["id"])]
         self._say_left_out(manifest, self.join)
 
     def add_external(
@@ -237,7 +232,7 @@ class _Probe:
     def _adapted_by(self, adaptor: Adaptor) -> list[Tensor]:
         """An Adaptor's output for every joined row of each set, computed once, (r, p)."""
         adaptor = adaptor.to(self.device).eval()
-        return [torch.cat([adaptor.encode_image(part) for part in x.split(_CHUNK)]).clone() for x in self.raw]
+        return [encoded_images(adaptor, x).clone() for x in self.raw]
 
     def _of_random_encoder(self) -> Tensor:
         assert self.random_store is not None

@@ -14,7 +14,7 @@ import pandas as pd
 
 from embedcache.metrics.intervals import PatientDraws, Sampled, difference
 from embedcache.metrics.paired import PairedDifference, compare_aurocs, paired_bootstrap
-from embedcache.output import write_whole
+from embedcache.output import write_tables
 from embedcache.stage_two.answers import Answer
 from embedcache.stage_two.calibrating import Calibrator, calibration_rows
 from embedcache.stage_two.label_budget import Budget
@@ -76,11 +76,8 @@ class ProbeResult:
         Raises:
             OutputError: they cannot be written there.
         """
-        folder = Path(folder)
-        for name in TABLES:
-            table: pd.DataFrame = getattr(self, name)
-            write_whole(folder / f"{name}.csv", lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
-        write_whole(folder / "predictions.parquet", lambda path: self.predictions.to_parquet(path, index=False))
+        tables = {f"{name}.csv": getattr(self, name) for name in TABLES}
+        write_tables(Path(folder), tables | {"predictions.parquet": self.predictions})
 
 
 @dataclass(frozen=True, eq=False)

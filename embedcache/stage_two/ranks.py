@@ -30,6 +30,44 @@ class Found:
     top: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class FoundPairs:
+    """What n images and m distinct texts find of each other.
+
+    Args:
+        text_of: the number of each image's text, (n,).
+        first: an image of each text, (m,).
+        to_text: each image its text. to_image: each text the first of its images.
+    """
+
+    text_of: np.ndarray
+    first: np.ndarray
+    to_text: Found
+    to_image: Found
+
+
+def find_pairs(image: Tensor, text: Tensor, texts: np.ndarray, *, k: int = 0) -> FoundPairs:
+    """Images against distinct texts, and back, by cosine.
+
+    Args:
+        image, text: unit vectors of n pairs, (n, p).
+        texts: equal where two pairs have the same text, (n,).
+        k: as of `find`.
+    """
+    _, first, text_of = np.unique(texts, return_index=True, return_inverse=True)
+    distinct, own, numbers = text[_on(first, text)], _on(text_of, text), _on(np.arange(len(first)), text)
+    to_text, to_image = find(image, distinct, numbers, own, k=k), find(distinct, image, own, numbers, k=k)
+    return FoundPairs(text_of, first, to_text, to_image)
+
+
+def find_scored_pairs(scores: Tensor, texts: np.ndarray, *, k: int = 0) -> FoundPairs:
+    """As `find_pairs`, from the score of each image with each distinct text, in their sorted order, (n, m)."""
+    _, first, text_of = np.unique(texts, return_index=True, return_inverse=True)
+    own, numbers, everything = _on(text_of, scores), _on(np.arange(len(first)), scores), slice(0, None)
+    to_text = find_in([(everything, scores)], numbers, own, k=k)
+    return FoundPairs(text_of, first, to_text, find_in([(everything, scores.T)], own, numbers, k=k))
+
+
 @torch.inference_mode()
 def find(queries: Tensor, candidates: Tensor, owner: Tensor, query_codes: Tensor, *, k: int = 0) -> Found:
     """Looks for the first match of each query.
@@ -71,6 +109,10 @@ def find_in(parts: Iterable[tuple[slice, Tensor]], owner: Tensor, query_codes: T
         torch.cat(ranks).cpu().numpy() if ranks else np.empty(0),
         (torch.cat(top) if top else none).cpu().numpy(),
     )
+
+
+def _on(numbers: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(numbers).to(like.device)
 
 
 def _similarities(queries: Tensor, candidates: Tensor, most_own: int) -> Iterator[tuple[slice, Tensor]]:

@@ -14,24 +14,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-from embedcache.data.audit import leak_warning
 from embedcache.data.manifest import Manifest
 from embedcache.device import full_precision, pick_device
 from embedcache.errors import ManifestError, SettingsError, TrainingError, some_ids
 from embedcache.metrics.classification import ratio, totals
 from embedcache.metrics.intervals import PatientDraws, Sampled, Score, bootstrap, over_patients
 from embedcache.metrics.retrieval import chance_recall_at, precision_at, weighted_medians
-from embedcache.output import write_whole
+from embedcache.output import write_tables
 from embedcache.stage_two.adaptor import Adaptor, read_adaptor
+from embedcache.stage_two.alignment import embed_pairs, unfit_pairs
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.feed import Feed, fits
-from embedcache.stage_two.leaks import seen_warning
-from embedcache.stage_two.pairs import Pairs, pairs_of_split
-from embedcache.stage_two.ranks import Found, find, find_in
+from embedcache.stage_two.leaks import leak_words
+from embedcache.stage_two.pairs import pairs_of_split
+from embedcache.stage_two.ranks import Found, FoundPairs, find_pairs, find_scored_pairs
 from embedcache.stage_two.retrieve_config import RetrieveConfig
 from embedcache.stage_two.sentence_scores import sentence_scores
 from embedcache.stage_two.targets import Target
-from embedcache.stage_two.tensors import input_digests, join, opened
+from embedcache.stage_two.tensors import join, opened
 from embedcache.store.store import Store
 
 _KEPT = 10  # best matches that are written down for each query
@@ -64,9 +64,7 @@ class RetrievalResult:
         Raises:
             OutputError: they cannot be written there.
         """
-        folder = Path(folder)
-        write_whole(folder / "scores.csv", lambda path: self.scores.to_csv(path, index=False))
-        write_whole(folder / "matches.parquet", lambda path: self.matches.to_parquet(path, index=False))
+        write_tables(Path(folder), {"scores.csv": self.scores, "matches.parquet": self.matches})
 
 
 def retrieve(
@@ -124,111 +122,56 @@ def retrieve(
     with full_precision:
         feed = Feed(pairs, device, resident=fits([pairs], device))
         settings = {"": adaptor, **({"untrained-adaptor": adaptor.untrained()} if config.controls else {})}
-        runs = {name: _Space.of(made.to(device), feed, kept) for name, made in settings.items()}
+        runs = {name: _found(made.to(device), feed, kept) for name, made in settings.items()}
+        report_ids, first = manifest.frame["report_id"].to_numpy()[rows], runs[""].first
         if sentence_store is not None:
-            report_ids = manifest.frame["report_id"].to_numpy()[rows]
-            runs["by-sentences"] = _Space.of_sentences(
-                adaptor, pairs, manifest, texts, opened(sentence_store), report_ids, kept
+            sentences, image_rows = opened(sentence_store), pairs.image.rows[pairs.image.index[:, 0]]
+            scores = sentence_scores(
+                adaptor.eval(), images, image_rows, manifest, texts, sentences, report_ids[first].tolist()
             )
-        tables = [_Scoring(space, pairs, groups, values, config).table(name) for name, space in runs.items()]
-        matches = _matches(runs[""], pairs, manifest.frame["report_id"].to_numpy()[rows])
-    warnings = [leak_warning(manifest, input_digests(images)), seen_warning(run_dir, manifest.name, pairs.ids, images)]
+            runs["by-sentences"] = find_scored_pairs(scores, pairs.texts, k=kept)
+        tables = [_Scoring(found, groups, values, config).table(name) for name, found in runs.items()]
+        matches = _matches(runs[""], pairs.ids, report_ids[first])
     notes = [f"{manifest.name}: {joined.n_failed} pairs of all splits left out, as stage one could not read them"]
     return RetrievalResult(
         pd.concat(tables, ignore_index=True),
         matches,
-        "; ".join(filter(None, warnings if config.split == "test" else warnings[:1])),
+        leak_words(manifest, images, run_dir, pairs.ids if config.split == "test" else ()),
         tuple(notes if joined.n_failed else ()),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Space:
-    """Images and distinct texts in the shared space, and what they find of each other.
+@torch.inference_mode()
+def _found(adaptor: Adaptor, feed: Feed, kept: int) -> FoundPairs:
+    """What an Adaptor's images and texts find of each other.
 
     Args:
-        text_of: the number of each image's text, (n,).
-        first: an image of each text, (m,).
+        kept: best matches of each query.
+
+    Raises:
+        TrainingError: vectors that are not finite; names their images.
     """
-
-    text_of: np.ndarray
-    first: np.ndarray
-    to_text: Found
-    to_image: Found
-
-    @classmethod
-    @torch.inference_mode()
-    def of(cls, adaptor: Adaptor, feed: Feed, kept: int) -> _Space:
-        """Embeds all pairs, and looks for each side's own among the other.
-
-        Args:
-            kept: best matches of each query.
-
-        Raises:
-            TrainingError: vectors that are not finite; names their images.
-        """
-        adaptor.eval()
-        embedded = [
-            adaptor.embed(image.values, text.values, image_mask=image.mask, text_mask=text.mask)
-            for image, text in feed.chunks()
-        ]
-        image, text = (torch.cat(parts) for parts in zip(*embedded, strict=True))
-        finite = (image.isfinite().all(dim=1) & text.isfinite().all(dim=1)).cpu().numpy()
-        if not finite.all():
-            raise TrainingError(
-                f"the Adaptor gives pairs vectors that are not finite: {some_ids(feed.pairs.ids[~finite])}; train it "
-                "again with a lower lr, or check the stores with 'embedcache verify'"
-            )
-        _, first, text_of = np.unique(feed.pairs.texts, return_index=True, return_inverse=True)
-        distinct = text[torch.from_numpy(first).to(text.device)]
-        own, numbers = (torch.from_numpy(a).to(text.device) for a in (text_of, np.arange(len(first))))
-        return cls(
-            text_of, first, find(image, distinct, numbers, own, k=kept), find(distinct, image, own, numbers, k=kept)
+    image, text = embed_pairs(adaptor, feed)
+    bad = unfit_pairs(image, text)
+    if bad.any():
+        raise TrainingError(
+            f"the Adaptor gives pairs vectors that are not finite: {some_ids(feed.pairs.ids[bad])}; train it again "
+            "with a lower lr, or check the stores with 'embedcache verify'"
         )
-
-    @classmethod
-    def of_sentences(
-        cls,
-        adaptor: Adaptor,
-        pairs: Pairs,
-        manifest: Manifest,
-        texts: Store,
-        sentences: Store,
-        report_ids: np.ndarray,
-        kept: int,
-    ) -> _Space:
-        """As `of`, by the best token for each sentence of a text."""
-        _, first, text_of = np.unique(pairs.texts, return_index=True, return_inverse=True)
-        rows = pairs.image.rows[pairs.image.index[:, 0]]
-        scores = sentence_scores(
-            adaptor.eval(), pairs.image.store, rows, manifest, texts, sentences, report_ids[first].tolist()
-        )
-        own, numbers = (torch.from_numpy(a).to(scores.device) for a in (text_of, np.arange(len(first))))
-        everything = slice(0, None)
-        return cls(
-            text_of,
-            first,
-            find_in([(everything, scores)], numbers, own, k=kept),
-            find_in([(everything, scores.T)], own, numbers, k=kept),
-        )
+    return find_pairs(image, text, feed.pairs.texts, k=kept)
 
 
 class _Scoring:
-    """Scores of one space."""
+    """Scores of what was found in one space."""
 
     def __init__(
-        self,
-        space: _Space,
-        pairs: Pairs,
-        groups: np.ndarray,
-        values: dict[str, np.ndarray],
-        config: RetrieveConfig,
+        self, found: FoundPairs, groups: np.ndarray, values: dict[str, np.ndarray], config: RetrieveConfig
     ) -> None:
-        self._space, self._values, self._config = space, values, config
-        counts = np.bincount(space.text_of)
+        self._text_of, self._values, self._config = found.text_of, values, config
+        counts = np.bincount(found.text_of)
         self._directions = {
-            "image_to_report": (space.to_text, np.ones(len(pairs), np.int64), len(counts), groups),
-            "report_to_image": (space.to_image, counts, len(pairs), groups[space.first]),
+            "image_to_report": (found.to_text, np.ones(len(groups), np.int64), len(counts), groups),
+            "report_to_image": (found.to_image, counts, len(groups), groups[found.first]),
         }
 
     def table(self, control: str) -> pd.DataFrame:
@@ -258,7 +201,7 @@ class _Scoring:
         once = bool((n_matches == 1).all())
         rows.append(("median_rank", "", median, (n_candidates + 1) / 2 if once else math.nan, len(found.ranks)))
         for label, of_images in self._values.items():
-            of_texts = pd.Series(of_images).groupby(self._space.text_of).mean().to_numpy()
+            of_texts = pd.Series(of_images).groupby(self._text_of).mean().to_numpy()
             queries, candidates = (of_images, of_texts) if direction == "image_to_report" else (of_texts, of_images)
             asking = queries == 1
             if not asking.any() or np.isnan(candidates).all():
@@ -284,13 +227,18 @@ def _mean_of(values: np.ndarray) -> Score:
     return mean
 
 
-def _matches(space: _Space, pairs: Pairs, report_ids: np.ndarray) -> pd.DataFrame:
-    """Rows of `RetrievalResult.matches`."""
-    texts, text_numbers = report_ids[space.first], np.arange(len(space.first))
+def _matches(pairs: FoundPairs, images: np.ndarray, texts: np.ndarray) -> pd.DataFrame:
+    """Rows of `RetrievalResult.matches`.
+
+    Args:
+        images: ids, (n,).
+        texts: ids, (m,).
+    """
+    numbers = np.arange(len(texts))
     parts = []
     for direction, found, queries, candidates, own, codes in (
-        ("image_to_report", space.to_text, pairs.ids, texts, space.text_of, text_numbers),
-        ("report_to_image", space.to_image, texts, pairs.ids, text_numbers, space.text_of),
+        ("image_to_report", pairs.to_text, images, texts, pairs.text_of, numbers),
+        ("report_to_image", pairs.to_image, texts, images, numbers, pairs.text_of),
     ):
         top = found.top[:, :_KEPT]
         q, k = top.shape

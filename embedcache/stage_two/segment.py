@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from embedcache.data.audit import leak_warning
 from embedcache.data.frames import frame_steps, places_alike
 from embedcache.data.manifest import SPLITS, Manifest
 from embedcache.data.splits import label_subset
@@ -24,12 +24,12 @@ from embedcache.progress import Progress
 from embedcache.stage_two.adaptor import Adaptor, read_adaptor
 from embedcache.stage_two.decoder_fit import DecoderFit, overlap_with
 from embedcache.stage_two.decoders import KeptDecoder, make_decoder
-from embedcache.stage_two.leaks import seen_warning
+from embedcache.stage_two.leaks import leak_words
 from embedcache.stage_two.mask_targets import has_mask, read_targets
 from embedcache.stage_two.score_rows import Row
 from embedcache.stage_two.segment_config import SegmentConfig
 from embedcache.stage_two.segment_tables import Judged, MaskTables, SegmentResult
-from embedcache.stage_two.tensors import input_digests, join, opened
+from embedcache.stage_two.tensors import join, opened
 from embedcache.stage_two.token_feed import TokenFeed, token_grid
 from embedcache.store.store import Store
 
@@ -83,9 +83,7 @@ class _Segmentation:
     def __init__(self, manifest: Manifest, store: Store, run_dir: str | Path | None, config: SegmentConfig) -> None:
         self.config, self.manifest, self.store = config, manifest, store
         self.device = pick_device(config.device)
-        with torch.device("meta"):  # whether its tokens suit the decoders, before anything long begins
-            for decoder in config.decoders:
-                make_decoder(decoder, 1, token_grid(store), (config.size, config.size))
+        self._check_decoders(store)
         self.adaptor = None if run_dir is None else read_adaptor(run_dir)
         if self.adaptor is not None:
             self.adaptor.check_encoder(store, run_dir)
@@ -97,7 +95,7 @@ class _Segmentation:
         self.random_store: Store | None = None
         joined = join(manifest, store)
         known = has_mask(manifest)[joined.rows]
-        self.rows, self.store_rows = joined.rows[known], joined.image_rows[known]
+        self.rows = joined.rows[known]
         split = {name: np.flatnonzero(manifest.in_split(name)[self.rows]) for name in SPLITS}
         for name in ("train", "test"):
             if not len(split[name]):
@@ -108,17 +106,13 @@ class _Segmentation:
         self.train, self.valid, self.test = (split[name] for name in SPLITS)
         self.ids = manifest.frame["id"].to_numpy()[self.rows]
         n_views = int(store.views.max()) + 1 if config.views == "all" and len(store) else 1
-        side = (config.size, config.size)
-        self.targets = read_targets(manifest, self.rows, store, side, n_views=n_views)
+        self.targets = read_targets(manifest, self.rows, store, (config.size, config.size), n_views=n_views)
         self.tables = MaskTables(
             manifest.frame.iloc[self.rows[self.test]].reset_index(drop=True),
             PatientDraws(manifest.groups()[self.rows[self.test]], config.n_draws, seed=0),
         )
         self.n_failed, self.kept = joined.n_failed, dict[str, KeptDecoder]()
-        self.warnings = [
-            leak_warning(manifest, input_digests(store)),
-            "" if run_dir is None else seen_warning(run_dir, manifest.name, self.ids[self.test], store),
-        ]
+        self.warning = leak_words(manifest, store, run_dir, self.ids[self.test])
         if joined.n_failed:
             self.tables.note(f"{manifest.name}: {joined.n_failed} images left out, as stage one could not read them")
         if not known.all():
@@ -145,43 +139,40 @@ class _Segmentation:
                 f"{store.path}: its encoder crops images otherwise than that of {self.store.path}, so that masks do "
                 "not lie alike; extract both under one transform"
             )
-        for decoder in self.config.decoders:
-            with torch.device("meta"):
-                make_decoder(decoder, 1, token_grid(store), self.targets.size)
+        self._check_decoders(store)
         self._rows_of(store)
         self.random_store = store
 
     def result(self) -> SegmentResult:
         """Fits and scores everything."""
-        budgets = [self._budget(fraction, seed) for fraction in self.config.fractions for seed in self._seeds]
-        settings = self._settings()
-        n_runs = len(settings) * len(budgets) * len(self.config.decoders)
+        config, settings = self.config, self._settings()
+        budgets = [[self._budget(f, seed) for seed in range(config.n_seeds)] for f in config.fractions]
+        n_runs = len(settings) * len(config.decoders) * len(config.fractions) * config.n_seeds
         with Progress("segmenting", total=n_runs, unit="run") as progress:
+
+            def run(control: str, feed: TokenFeed, decoder: str, budget: _Budget) -> Overlap:
+                overlap = self._run(control, feed, decoder, budget)
+                progress.advance()
+                return overlap
+
             for control, make_feed in settings:
                 feed = make_feed()
-                for decoder in self.config.decoders:
-                    for fraction in self.config.fractions:
-                        runs = [b for b in budgets if b.fraction == fraction]
-                        overlaps = []
-                        for budget in runs:
-                            overlaps.append(self._run(control, feed, decoder, budget))
-                            progress.advance()
-                        self._judge(control, decoder, runs, overlaps)
+                for decoder, runs in product(config.decoders, budgets):
+                    self._judge(control, decoder, runs, [run(control, feed, decoder, budget) for budget in runs])
                 del feed  # the maps of the next setting need its room
                 release_memory(self.device)
-        if "mean-mask" in self.config.controls:
-            means = {(b.fraction, b.seed): self._mean_mask(b) for b in budgets}
-            for decoder in self.config.decoders:
-                for fraction in self.config.fractions:
-                    runs = [b for b in budgets if b.fraction == fraction]
-                    self._judge("mean-mask", decoder, runs, [means[b.fraction, b.seed] for b in runs])
-        return self.tables.result(
-            n_failed=self.n_failed, warning="; ".join(filter(None, self.warnings)), kept=self.kept
-        )
+        if "mean-mask" in config.controls:
+            for runs in budgets:
+                overlaps = [self._mean_mask(budget) for budget in runs]
+                for decoder in config.decoders:
+                    self._judge("mean-mask", decoder, runs, overlaps)
+        return self.tables.result(n_failed=self.n_failed, warning=self.warning, kept=self.kept)
 
-    @property
-    def _seeds(self) -> range:
-        return range(self.config.n_seeds)
+    def _check_decoders(self, store: Store) -> None:
+        """Whether a store's tokens suit the decoders, before anything long begins."""
+        with torch.device("meta"):
+            for decoder in self.config.decoders:
+                make_decoder(decoder, 1, token_grid(store), (self.config.size, self.config.size))
 
     def _settings(self) -> list[tuple[str, Callable[[], TokenFeed]]]:
         """The result, then each control that is asked for and whose needs are met; a feed is made in its turn."""

@@ -15,7 +15,7 @@ import pandas as pd
 from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
 from embedcache.metrics.masks import NAMES, Overlap
 from embedcache.metrics.paired import paired_bootstrap
-from embedcache.output import write_whole
+from embedcache.output import write_tables
 from embedcache.stage_two.decoders import KeptDecoder, write_decoder
 from embedcache.stage_two.score_rows import Row, adjust_p_values, interval_columns
 
@@ -58,10 +58,7 @@ class SegmentResult:
             OutputError: they cannot be written there.
         """
         folder = Path(folder)
-        for name in TABLES:
-            table: pd.DataFrame = getattr(self, name)
-            write_whole(folder / f"{name}.csv", lambda path, table=table: table.to_csv(path, index=False))  # type: ignore[misc]
-        write_whole(folder / "images.parquet", lambda path: self.images.to_parquet(path, index=False))
+        write_tables(folder, {f"{name}.csv": getattr(self, name) for name in TABLES} | {"images.parquet": self.images})
         for name, decoder in self.kept.items():
             write_decoder(folder / f"{name}.safetensors", decoder)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from embedcache.data.manifest import Manifest
-from embedcache.data.reports import ReportPolicy, changed_reports, text_units
+from embedcache.data.reports import ReportPolicy, text_units
 from embedcache.errors import JoinError, MissingIdsError, SettingsError, some_ids
 from embedcache.stage_two.adaptor import Adaptor
-from embedcache.stage_two.tensors import read_tokens, resident, width
+from embedcache.stage_two.tensors import changed_texts, read_tokens, resident, width
 from embedcache.store.store import Store
 
 _COSINES_AT_ONCE = 2**26  # 256 MB of float32; of one image more, where its tokens and all sentences make more
@@ -94,8 +94,7 @@ def _sentences_of(store: Store, report_ids: Sequence[str]) -> tuple[np.ndarray, 
 
 def _check_texts(manifest: Manifest, sentences: Store) -> None:
     policy = ReportPolicy(**sentences.encoder["identity"]["report"])
-    encoded = dict(zip(sentences.ids, sentences.input_digests, strict=True))
-    changed = changed_reports(text_units(manifest.reports(), policy).items(), encoded)
+    changed = changed_texts(sentences, text_units(manifest.reports(), policy))
     if changed:
         raise JoinError(
             f"{sentences.path}: {len(changed)} sentences of {manifest.name!r} are not the texts that were encoded: "

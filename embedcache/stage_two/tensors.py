@@ -5,7 +5,7 @@ Shape notation: n pairs, d_image and d_text embedding widths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,13 +102,17 @@ def _held(
 
 
 def _check_reports(manifest: Manifest, store: Store) -> None:
-    encoded = dict(zip(store.ids, store.input_digests, strict=True))
-    changed = changed_reports(manifest.reports().items(), encoded)
+    changed = changed_texts(store, manifest.reports())
     if changed:
         raise JoinError(
             f"{store.path}: {len(changed)} reports of {manifest.name!r} are not the texts that were encoded: "
             f"{some_ids(changed)}; give changed reports new ids, or run 'embedcache extract' into another store"
         )
+
+
+def changed_texts(store: Store, texts: Mapping[str, str]) -> list[str]:
+    """Ids under which a store was made from other texts; ids that it lacks, and inputs that it does not know, pass."""
+    return changed_reports(texts.items(), dict(zip(store.ids, store.input_digests, strict=True)))
 
 
 def input_digests(store: Store) -> dict[str, bytes]:

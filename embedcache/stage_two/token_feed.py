@@ -6,7 +6,6 @@ Adaptor's output, c channels (d, or p behind an Adaptor), g x g' the token grid.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from embedcache.device import moved
 from embedcache.errors import SettingsError
+from embedcache.fingerprint import digest_arrays
 from embedcache.stage_two.adaptor import Adaptor
 from embedcache.stage_two.feed import ahead, room_for
 from embedcache.stage_two.tensors import read_tokens, width
@@ -60,13 +60,10 @@ class TokenFeed:
 
     @property
     def adaptor_digest(self) -> str:
-        """SHA-256 of the Adaptor's weights; blank without one."""
+        """Of the Adaptor's weights; blank without one."""
         if self._adaptor is None:
             return ""
-        digest = hashlib.sha256()
-        for name, value in sorted(self._adaptor.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return digest_arrays(("float32", value.cpu().numpy()) for value in self._adaptor.state_dict().values())
 
     @property
     def is_resident(self) -> bool:

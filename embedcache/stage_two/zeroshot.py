@@ -16,24 +16,20 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from embedcache.data.audit import leak_warning
 from embedcache.data.manifest import Manifest
 from embedcache.data.prompts import PromptSet, Wordings, prompt_id
-from embedcache.data.reports import changed_reports
 from embedcache.device import full_precision, pick_device
 from embedcache.errors import JoinError, ManifestError, MissingIdsError, SettingsError, some_ids
 from embedcache.metrics.classification import Ranking
 from embedcache.metrics.intervals import PatientDraws, Score, bootstrap, over_patients
-from embedcache.output import write_whole
+from embedcache.output import write_tables
 from embedcache.settings import STRICT, check
-from embedcache.stage_two.adaptor import read_adaptor
+from embedcache.stage_two.adaptor import encoded_images, read_adaptor
 from embedcache.stage_two.inputs import unit
-from embedcache.stage_two.leaks import seen_warning
+from embedcache.stage_two.leaks import leak_words
 from embedcache.stage_two.targets import Target
-from embedcache.stage_two.tensors import input_digests, join, opened, resident
+from embedcache.stage_two.tensors import changed_texts, join, opened, resident
 from embedcache.store.store import Store
-
-_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -81,10 +77,8 @@ class ZeroShotResult:
         Raises:
             OutputError: they cannot be written there.
         """
-        folder = Path(folder)
-        write_whole(folder / "scores.csv", lambda path: self.scores.to_csv(path, index=False))
-        write_whole(folder / "wordings.csv", lambda path: self.wordings.to_csv(path, index=False))
-        write_whole(folder / "predictions.parquet", lambda path: self.predictions.to_parquet(path, index=False))
+        tables = {"scores.csv": self.scores, "wordings.csv": self.wordings, "predictions.parquet": self.predictions}
+        write_tables(Path(folder), tables)
 
 
 def zero_shot(
@@ -137,24 +131,20 @@ def zero_shot(
         raise ManifestError(f"{manifest.name}: no image in split {config.split!r}; name another")
     values = np.concatenate([target.one_vs_rest(target.values(manifest)[rows]) for target in targets], axis=1)
     with full_precision, torch.inference_mode():
-        x = resident(images, image_rows, device)
-        image = torch.cat([adaptor.encode_image(part) for part in x.split(_CHUNK)])
-        at = _rows_of(prompts.texts(names), texts)
-        prompt = adaptor.encode_text(resident(texts, np.fromiter(at.values(), np.int64), device))
-        place = {prompt: k for k, prompt in enumerate(at)}
+        image = encoded_images(adaptor, resident(images, image_rows, device))
+        asked = prompts.texts(names)
+        prompt = adaptor.encode_text(resident(texts, _rows_of(asked, texts), device))
+        place = {key: k for k, key in enumerate(asked)}
     draws = PatientDraws(manifest.groups()[rows], config.n_draws, seed=0)
     gathered = _Gathered(manifest.frame["id"].to_numpy()[rows], draws)
     for label, y in zip(names, values.T, strict=True):
-        of_label = _Prompted(label, prompts, image, prompt, place)
-        gathered.add(label, y, of_label)
-    warnings = [leak_warning(manifest, input_digests(images))]
-    if config.split == "test":
-        warnings.append(seen_warning(run_dir, manifest.name, manifest.frame["id"].iloc[rows], images))
-    return gathered.result("; ".join(filter(None, warnings)))
+        gathered.add(label, y, _Prompted(label, prompts, image, prompt, place))
+    tested = manifest.frame["id"].iloc[rows] if config.split == "test" else ()
+    return gathered.result(leak_words(manifest, images, run_dir, tested))
 
 
-def _rows_of(texts: dict[str, str], store: Store) -> dict[str, int]:
-    """The store's row of each prompt, verified by its text."""
+def _rows_of(texts: dict[str, str], store: Store) -> np.ndarray:
+    """The store's row of each prompt, verified by its text, (u,)."""
     found = store.find(list(texts))
     missing = [prompt for prompt, row in zip(texts, found.tolist(), strict=True) if row < 0]
     if missing:
@@ -164,14 +154,13 @@ def _rows_of(texts: dict[str, str], store: Store) -> dict[str, int]:
             f"{store.path}: {len(missing)} of {len(texts)} prompts are not there: {some_ids(missing)}{why}; write them "
             "with 'embedcache prompts' and run 'embedcache extract' on that manifest"
         )
-    encoded = dict(zip(store.ids, store.input_digests, strict=True))
-    changed = changed_reports(texts.items(), encoded)
+    changed = changed_texts(store, texts)
     if changed:
         raise JoinError(
             f"{store.path}: {len(changed)} prompts are not the texts that were encoded: {some_ids(changed)}; extract "
             "this set of prompts into a store of its own"
         )
-    return dict(zip(texts, found.tolist(), strict=True))
+    return found
 
 
 def _of_known(score: Score, known: np.ndarray) -> Score:

@@ -13,14 +13,10 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from calling import call
 
 import embedcache
 from embedcache.cli import main
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))

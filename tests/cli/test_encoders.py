@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-
-from embedcache.cli import main
+from calling import call
 
 sys.path.append(str(Path(__file__).parent.parent / "encoders"))
 from checkpoints import write_all
@@ -18,10 +16,6 @@ from checkpoints import write_all
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
     return write_all(tmp_path_factory.mktemp("made"))
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def test_the_list_names_exposure_and_says_where_more_is() -> None:

@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
+from calling import call
 
 import embedcache
 from embedcache import Manifest
-from embedcache.cli import main
 
 QUICK = ("--set", "n_seeds=1", "--set", "n_draws=50", "--set", "heads=logistic,knn", "--set", "fractions=0.2,1.0")
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture
