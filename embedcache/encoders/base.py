@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -51,6 +51,16 @@ class EncoderOptions:
     compile: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
+
+    def chosen(self) -> dict[str, Any]:
+        """What determines the values and was not left to the encoder's authors, JSON-ready.
+
+        What a caller consents to, code and pickles, is not among it: nobody consents by opening a file.
+        """
+        hands = ("device", "compile", "trust_remote_code", "allow_pickle")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in hands}
+        kept = {name: value for name, value in values.items() if value not in (None, "float32")}
+        return {name: asdict(value) if is_dataclass(value) else value for name, value in kept.items()}  # type: ignore[arg-type]  # no classes
 
     def check(self, name: str) -> None:
         """Refuses what no encoder takes.
@@ -96,18 +106,21 @@ class EncoderRecord:
         name: how people call it; not part of the fingerprint.
         identity: what determines the values: weights, config, preparation, pooling, compute dtype.
         notes: worth keeping but not keyed: library versions, device kind, where it came from.
+        loading: how `load_encoder` was called, not keyed either; empty if it was not. See `load_recorded`.
     """
 
     name: str
     identity: Mapping[str, Any]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         return fingerprint.fingerprint(dict(self.identity))
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "identity": dict(self.identity), "notes": dict(self.notes)}
+        said = {"name": self.name, "identity": dict(self.identity), "notes": dict(self.notes)}
+        return said | ({"loading": dict(self.loading)} if self.loading else {})
 
 
 @dataclass(frozen=True, kw_only=True)

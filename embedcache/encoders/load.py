@@ -109,8 +109,18 @@ def load_encoder(
         options.check_modality("text", name)
         encoder = TextEncoder(model, options, name=label)
     # a worker has another working directory, but the same files
-    at = f"{kind}:{Path(location).expanduser().resolve()}" if Path(location).expanduser().is_dir() else name
+    is_local = Path(location).expanduser().is_dir()
+    at = f"{kind}:{Path(location).expanduser().resolve()}" if is_local else name
     encoder.origin = Loading(at, modality, options, encoder.fingerprint)
+    # the record travels with stores: of a directory it holds the name, not the path
+    of_directory = is_local and not entry
+    said = {
+        "name": f"{kind}:{Path(location).expanduser().resolve().name}" if of_directory else name,
+        "is_directory": of_directory,
+        "modality": encoder.modality,
+        "options": options.chosen(),
+    }
+    encoder.record = replace(encoder.record, loading=said)
     return encoder
 
 
@@ -129,6 +139,11 @@ class Loading:
     modality: Modality | None
     options: EncoderOptions
     fingerprint: str
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it was loaded from a directory of this machine."""
+        return Path(self.name.partition(":")[2]).is_dir()
 
     def load(self) -> Encoder:
         """The same encoder, loaded once in each process.

@@ -17,6 +17,7 @@ from embedcache.data.reports import changed_reports
 from embedcache.data.views import ViewPolicy
 from embedcache.device import count_cores
 from embedcache.encoders.base import Encoder
+from embedcache.encoders.load import Loading
 from embedcache.errors import EmbedCacheError, InputError, ManifestError, StoreNotFoundError, some_ids
 from embedcache.fingerprint import input_digest
 from embedcache.resources import check_room
@@ -29,6 +30,7 @@ from embedcache.stage_one.work import run_all, warn_of_mixing
 from embedcache.stage_one.workers import Backend, Workers
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, Plan, check_document, open_or_create, publish_plan
+from embedcache.store.location import write_location
 from embedcache.store.shard import Failure
 from embedcache.store.store import Store, open_store
 
@@ -130,6 +132,9 @@ def extract(
     samples = samples.witnessed([i for i in samples.inputs if i not in known], present)
     catalogue = _published_plan(catalogue, samples, encoder, again, asked)
     commit.sweep(path)
+    origin = getattr(encoder, "origin", None)
+    if isinstance(origin, Loading) and origin.is_directory:
+        write_location(path, origin.name)
     warn_of_mixing(catalogue, encoder.record.notes)
     ids = list(samples.inputs) if chosen is None else ids_of(catalogue, list(samples.inputs), chosen)
     work = work_for(catalogue, samples.inputs, chosen)

@@ -17,6 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
 from embedcache.errors import FingerprintMismatchError, RunNotFoundError, SettingsError
+from embedcache.fingerprint import digest_arrays
 from embedcache.output import write_text
 from embedcache.stage_two.config import Kind, TrainConfig
 from embedcache.stage_two.files import write_tensors
@@ -345,6 +346,13 @@ def read_adaptor(run_dir: str | Path) -> Adaptor:
 def encoded_images(adaptor: Adaptor, x: Tensor) -> Tensor:
     """Unit vectors of any number of image embeddings, (n, d) to (n, p), some at a time."""
     return torch.cat([adaptor.encode_image(part) for part in x.split(_CHUNK)])
+
+
+def adaptor_digest(adaptor: Adaptor | None) -> str:
+    """Of its weights, in the order that the module holds them; blank without one."""
+    if adaptor is None:
+        return ""
+    return digest_arrays(("float32", value.cpu().numpy()) for value in adaptor.state_dict().values())
 
 
 def count_parameters(module: nn.Module) -> int:

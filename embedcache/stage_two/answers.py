@@ -5,7 +5,7 @@ Shape notation: p samples asked, v samples to choose by, n training samples, t c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from embedcache.stage_two.head_fits import Fit, Fitted, fit_heads
-from embedcache.stage_two.heads import TRAINED
+from embedcache.stage_two.heads import TRAINED, linear_state
 from embedcache.stage_two.label_budget import Budget
-from embedcache.stage_two.logistic import STRENGTHS, logistic_logits
+from embedcache.stage_two.logistic import STRENGTHS, fit_logistic
 from embedcache.stage_two.neighbours import neighbour_logits
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.targets import Target
@@ -23,7 +23,8 @@ from embedcache.stage_two.targets import Target
 NEIGHBOURS = (5, 20, 50)
 _FIXED_STRENGTH, _FIXED_NEIGHBOURS = 0.01, 20  # where no label is left to choose by
 
-Candidates = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[float]], list[np.ndarray]]
+State = Mapping[str, Tensor]  # the weights of one head, as a `HeadStack` of one has them
+Candidates = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[float]], list[tuple[np.ndarray, State]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,7 @@ class Answer:
         chosen_labels: (v, t).
         chosen_logits: what the head, or one that had not seen them, says of those, (v, c).
         setting: what was chosen: epochs, C, or k.
+        state: its weights; none of nearest neighbours.
     """
 
     logits: np.ndarray
@@ -43,6 +45,7 @@ class Answer:
     chosen_labels: np.ndarray
     chosen_logits: np.ndarray
     setting: float
+    state: State
 
 
 def answers(
@@ -66,13 +69,16 @@ def answers(
         offered, fixed = list(STRENGTHS), _FIXED_STRENGTH
     on_host = x.cpu().numpy() if head == "logistic" else np.empty(0)
 
-    def candidates(rows: np.ndarray, labels: np.ndarray, of: np.ndarray, settings: Sequence[float]) -> list[np.ndarray]:
+    def candidates(
+        rows: np.ndarray, labels: np.ndarray, of: np.ndarray, settings: Sequence[float]
+    ) -> list[tuple[np.ndarray, State]]:
+        weight = config.class_weight
         if head == "knn":
             ks = [int(k) for k in settings]
-            return neighbour_logits(x, rows, labels, of, target=target, ks=ks, class_weight=config.class_weight)
-        return logistic_logits(
-            on_host, rows, labels, of, target=target, strengths=settings, class_weight=config.class_weight
-        )
+            found = neighbour_logits(x, rows, labels, of, target=target, ks=ks, class_weight=weight)
+            return [(logits, {}) for logits in found]
+        maps = fit_logistic(on_host[rows], labels, target=target, strengths=settings, class_weight=weight)
+        return [(fitted(on_host[of]), linear_state(fitted.weights, fitted.bias)) for fitted in maps]
 
     found: dict[bytes, Answer] = {}  # where all labels are taken, seeds do not differ
     for budget in budgets:
@@ -94,21 +100,22 @@ def _best(
     """The setting of least loss on the samples to choose by."""
     rows, labels = budget.rows, budget.labels
     if budget.choice == "fixed":
-        return _fixed(candidates(rows, labels, asked, [fixed])[0], budget, fixed, target)
+        return _fixed(*candidates(rows, labels, asked, [fixed])[0], budget, fixed, target)
     weights = target.class_weights(labels, class_weight)
     if budget.choice == "valid":
         v = len(budget.valid)
         of_all = candidates(rows, labels, np.concatenate([budget.valid, asked]), offered)
-        best = _least_loss([logits[:v] for logits in of_all], budget.valid_labels, weights, target)
-        return Answer(of_all[best][v:], budget.valid, budget.valid_labels, of_all[best][:v], offered[best])
+        best = _least_loss([logits[:v] for logits, _ in of_all], budget.valid_labels, weights, target)
+        logits, state = of_all[best]
+        return Answer(logits[v:], budget.valid, budget.valid_labels, logits[:v], offered[best], state)
     held = [np.empty((len(rows), target.n_outputs), np.float32) for _ in offered]
     for fold in np.unique(budget.folds):
         out = budget.folds == fold
-        for logits, of_fold in zip(held, candidates(rows[~out], labels[~out], rows[out], offered), strict=True):
+        for logits, (of_fold, _) in zip(held, candidates(rows[~out], labels[~out], rows[out], offered), strict=True):
             logits[out] = of_fold
     best = _least_loss(held, labels, weights, target)
-    logits = candidates(rows, labels, asked, [offered[best]])[0]
-    return Answer(logits, rows, labels, held[best], offered[best])
+    logits, state = candidates(rows, labels, asked, [offered[best]])[0]
+    return Answer(logits, rows, labels, held[best], offered[best], state)
 
 
 def _trained(
@@ -149,6 +156,7 @@ def _trained(
                 watched=b.valid if b.choice == "valid" else None,
                 watched_labels=b.valid_labels if b.choice == "valid" else None,
                 n_epochs=n_epochs.get(k),
+                keeps_state=True,
             )
             for k, b in enumerate(budgets)
         ],
@@ -160,11 +168,11 @@ def _trained(
         logits, setting = whole.logits[at], float(whole.n_epochs)
         if b.choice == "valid":
             of_valid = whole.logits[np.searchsorted(union, b.valid)]
-            found.append(Answer(logits, b.valid, b.valid_labels, of_valid, setting))
+            found.append(Answer(logits, b.valid, b.valid_labels, of_valid, setting, whole.state))
         elif b.choice == "folds":
-            found.append(Answer(logits, b.rows, b.labels, held[k], setting))
+            found.append(Answer(logits, b.rows, b.labels, held[k], setting, whole.state))
         else:
-            found.append(_fixed(logits, b, setting, target))
+            found.append(_fixed(logits, whole.state, b, setting, target))
     return found
 
 
@@ -174,9 +182,9 @@ def _without(budget: Budget, out: np.ndarray) -> Fit:
     return Fit(rows[~out], labels[~out], budget.seed, watched=rows[out], watched_labels=labels[out], keeps_curve=True)
 
 
-def _fixed(logits: np.ndarray, budget: Budget, setting: float, target: Target) -> Answer:
+def _fixed(logits: np.ndarray, state: State, budget: Budget, setting: float, target: Target) -> Answer:
     nothing = np.empty((0, target.n_outputs), np.float32)
-    return Answer(logits, budget.rows[:0], budget.labels[:0], nothing, setting)
+    return Answer(logits, budget.rows[:0], budget.labels[:0], nothing, setting, state)
 
 
 def _least_loss(candidates: Sequence[np.ndarray], labels: np.ndarray, class_weights: np.ndarray, target: Target) -> int:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from embedcache.metrics.classification import youden_threshold
 from embedcache.stage_two.label_budget import Budget, grouped_folds
-from embedcache.stage_two.logistic import logistic_logits
+from embedcache.stage_two.logistic import fit_logistic
 from embedcache.stage_two.samples import Samples
 from embedcache.stage_two.targets import Target
 
@@ -72,15 +72,14 @@ def told_by_text(
     told, learnt = np.array(sorted(texts), np.int64), budget.rows[has_text]
     others = told[~np.isin(told, budget.rows)]
     text_rows = np.array([texts[row] for row in [*learnt.tolist(), *others.tolist()]], np.int64)
-    (logits,) = logistic_logits(
-        text_x,
-        text_rows[: len(learnt)],
+    (fitted,) = fit_logistic(
+        text_x[text_rows[: len(learnt)]],
         budget.labels[has_text],
-        text_rows,
         target=target,
         strengths=[_TEXT_STRENGTH],
         class_weight=class_weight,
     )
+    logits = fitted(text_x[text_rows])
     own, of_others = logits[: len(learnt)], logits[len(learnt) :]
     if target.task == "multi-class":
         guessed = of_others.argmax(axis=1)[:, None].astype(np.float64)

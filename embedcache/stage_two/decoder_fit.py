@@ -14,8 +14,9 @@ from torch import Tensor
 from embedcache.device import moved
 from embedcache.errors import TrainingError
 from embedcache.metrics.masks import Overlap
-from embedcache.stage_two.decoders import KeptDecoder, make_decoder
+from embedcache.stage_two.decoders import make_decoder
 from embedcache.stage_two.feed import ahead
+from embedcache.stage_two.kept import KeptDecoder, Source
 from embedcache.stage_two.losses import mask_loss
 from embedcache.stage_two.mask_targets import MaskTargets
 from embedcache.stage_two.segment_config import SegmentConfig
@@ -92,8 +93,8 @@ class DecoderFit:
         met, said = (torch.cat(parts).cpu().numpy()[None] for parts in (both, predicted))
         return Overlap(met, said, self._targets.areas[rows, 0])
 
-    def kept(self, encoder_fingerprint: str) -> KeptDecoder:
-        """The decoder with what says which maps it is for."""
+    def kept(self, source: Source) -> KeptDecoder:
+        """The decoder, to be kept with what its tokens come from."""
         state = {name: value.detach().cpu().clone() for name, value in self._decoder.state_dict().items()}
         return KeptDecoder(
             self._name,
@@ -101,8 +102,7 @@ class DecoderFit:
             self._feed.grid,
             self._targets.size,
             self._config.threshold,
-            encoder_fingerprint,
-            self._feed.adaptor_digest,
+            source,
             state,
         )
 

@@ -5,19 +5,13 @@ Shape notation: b samples, c channels, g x g' the token grid, H and W pixels of 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from embedcache.errors import RunNotFoundError, RunStateError, SettingsError
-from embedcache.stage_two.files import read_tensors, write_tensors
+from embedcache.errors import SettingsError
 
 _WIDEST, _NARROWEST = 128, 16
 
@@ -102,6 +96,7 @@ class ConvolutionalDecoder(nn.Module):
 
 
 _DECODERS: dict[str, type[nn.Module]] = {"paper": PaperDecoder, "conv": ConvolutionalDecoder, "linear": LinearDecoder}
+DECODERS = tuple(_DECODERS)
 
 
 def make_decoder(name: str, dim: int, grid: tuple[int, int], size: tuple[int, int]) -> nn.Module:
@@ -116,70 +111,6 @@ def make_decoder(name: str, dim: int, grid: tuple[int, int], size: tuple[int, in
     if name not in _DECODERS:
         raise ValueError(f"decoder {name!r}, expected one of {', '.join(_DECODERS)}")
     return _DECODERS[name](dim, grid, size)
-
-
-@dataclass(frozen=True, eq=False)
-class KeptDecoder:
-    """A decoder, and which feature maps it is for.
-
-    Args:
-        threshold: of the probability, above which a pixel is in the mask.
-        encoder_fingerprint: of the encoder whose tokens it was fitted on.
-        adaptor_digest: of the weights of the Adaptor that these went through, see `TokenFeed`; blank for none.
-        state: its weights.
-    """
-
-    name: str
-    dim: int
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    threshold: float
-    encoder_fingerprint: str
-    adaptor_digest: str
-    state: Mapping[str, Tensor]
-
-    def module(self) -> nn.Module:
-        """The decoder, in evaluation mode."""
-        decoder = make_decoder(self.name, self.dim, self.grid, self.size)
-        decoder.load_state_dict(dict(self.state))
-        return decoder.eval()
-
-
-def write_decoder(path: Path, decoder: KeptDecoder) -> None:
-    """Writes one file, whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    said = {
-        "name": decoder.name, "dim": decoder.dim, "grid": decoder.grid, "size": decoder.size,
-        "threshold": decoder.threshold, "encoder_fingerprint": decoder.encoder_fingerprint,
-        "adaptor_digest": decoder.adaptor_digest,
-    }  # fmt: skip
-    write_tensors(path, decoder.state, {"decoder": json.dumps(said)})
-
-
-def read_decoder(path: Path) -> KeptDecoder:
-    """What `write_decoder` wrote.
-
-    Raises:
-        RunNotFoundError: no such file; a `FileNotFoundError`.
-        RunStateError: a file that is none.
-    """
-    if not path.is_file():
-        raise RunNotFoundError(f"{path}: no decoder there; name a folder that 'embedcache segment --out' wrote")
-    try:
-        state, metadata = read_tensors(path)
-        said = json.loads(metadata["decoder"])
-        (rows, columns), (height, width) = said["grid"], said["size"]
-        return KeptDecoder(
-            str(said["name"]), int(said["dim"]), (int(rows), int(columns)), (int(height), int(width)),
-            float(said["threshold"]), str(said["encoder_fingerprint"]), str(said["adaptor_digest"]), state,
-        )  # fmt: skip
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise RunStateError(
-            f"{path}: cannot be read as a decoder ({type(error).__name__}); run 'embedcache segment' again"
-        ) from error
 
 
 def _published_block(inward: int, outward: int, *, padding: int) -> nn.Module:

@@ -7,7 +7,7 @@ c outputs.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,7 @@ class Fit:
         watched_labels: (w, t).
         n_epochs: ends after so many, on the same schedule; None for all.
         keeps_curve: whether the logits of the watched rows are kept for every epoch.
+        keeps_state: whether its weights are.
     """
 
     rows: np.ndarray
@@ -43,6 +44,7 @@ class Fit:
     watched_labels: np.ndarray | None = None
     n_epochs: int | None = None
     keeps_curve: bool = False
+    keeps_state: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Fitted:
         n_epochs: after how many the weights are.
         losses: of the watched rows after each epoch until it stopped, (epochs,); empty where none are.
         curve: logits of the watched rows after each epoch, (epochs, w, c), where they were to be kept.
+        state: its weights, as a `HeadStack` of this one alone has them, where they were to be kept.
     """
 
     logits: np.ndarray
@@ -61,6 +64,7 @@ class Fitted:
     looks: np.ndarray
     losses: np.ndarray
     curve: np.ndarray
+    state: Mapping[str, Tensor]
 
 
 def fit_heads(
@@ -175,6 +179,7 @@ class _Together:
                 np.array(looks[: 0 if f.watched is None else n_run[k]], np.int64),
                 by_look[k, : 0 if f.watched is None else n_run[k]],
                 self._curve(k, curves[: n_run[k]]),
+                {name: value[k : k + 1].cpu().clone() for name, value in best.items()} if f.keeps_state else {},
             )
             for k, f in enumerate(self._fits)
         ]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
@@ -160,6 +161,16 @@ class HeadStack(nn.Module):
             for n, g in zip(n_rows, self._generators, strict=True)
         ]
         return x * nn.utils.rnn.pad_sequence(masks, batch_first=True)
+
+
+def linear_state(weights: np.ndarray, bias: np.ndarray) -> dict[str, Tensor]:
+    """The state of a stack of one `linear` head.
+
+    Args:
+        weights: (d, c).
+        bias: (c,).
+    """
+    return {"out": torch.from_numpy(weights[None]).float(), "bias": torch.from_numpy(bias[None, None]).float()}
 
 
 def _initial(drawn: Sequence[torch.Generator], fan_in: int, rows: int, columns: int) -> Tensor:

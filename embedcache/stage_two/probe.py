@@ -23,9 +23,11 @@ from embedcache.device import full_precision, pick_device
 from embedcache.errors import FingerprintMismatchError, ManifestError, SettingsError
 from embedcache.metrics.intervals import PatientDraws
 from embedcache.progress import Progress
-from embedcache.stage_two.adaptor import Adaptor, encoded_images, read_adaptor
+from embedcache.stage_two.adaptor import Adaptor, adaptor_digest, encoded_images, read_adaptor
 from embedcache.stage_two.answers import Answer, answers
+from embedcache.stage_two.calibrating import Calibrator
 from embedcache.stage_two.controls import metadata_features, shuffled, told_by_text
+from embedcache.stage_two.kept import KeptHead, Source
 from embedcache.stage_two.label_budget import Budget, budgets
 from embedcache.stage_two.leaks import leak_words, overlap_warnings
 from embedcache.stage_two.probe_config import ProbeConfig
@@ -130,6 +132,7 @@ class _Probe:
         self.raw = [resident(store, self.join.image_rows, self.device)]
         self.sets = [self.samples]
         self.tables = Tables(self.target, config)
+        self.kept: dict[str, KeptHead] = {}
         self.warnings = [leak_words(manifest, store, run_dir, self.tests[0].units.frame["id"])]
         self._say_left_out(manifest, self.join)
 
@@ -173,7 +176,7 @@ class _Probe:
                     self._score(setting, features, some, head, of_result)
                     progress.advance()
         warning = "; ".join(filter(None, self.warnings))
-        return self.tables.result(n_failed=self.join.n_failed, warning=warning)
+        return self.tables.result(n_failed=self.join.n_failed, warning=warning, kept=self.kept)
 
     def _say_left_out(self, manifest: Manifest, joined: Join) -> None:
         if joined.n_failed:
@@ -297,10 +300,32 @@ class _Probe:
                 if not setting.control:
                     of_result[key] = told, scored[-1]
                     self.tables.add_details(names, test, told, chosen, runs)
+                    if k == 0 and amount == self.tables.most:
+                        self._keep(head, features, runs[0], chosen[0], told)
                 elif setting.control != "as-published":
                     self.tables.add_gains(names, test, of_result[key], (told, scored[-1]))
             if len(scored) > 1:
                 self.tables.add_difference(names, *scored)
+
+    def _keep(self, head: str, features: Tensor, run: tuple[Budget, Answer], chosen: ChosenOn, told: Said) -> None:
+        """Keeps the first run of a head for new images; not of nearest neighbours, nor of views side by side."""
+        budget, answer = run
+        if not answer.state or self.config.views == "frontal+lateral":
+            return
+        dim, target, mean, deviation = features.shape[1], self.target, torch.zeros(()), torch.ones(())
+        if self.config.standardise:
+            mean, deviation = _scale(features, self.train)
+        self.kept[head] = KeptHead(
+            head,
+            target,
+            self.config.unit,
+            dim,
+            len(budget.rows),
+            tuple(told.thresholds[0].tolist()),
+            tuple(Calibrator.fitted("platt", chosen, k, target) for k in range(target.n_outputs)),
+            Source.of(self.store, adaptor_digest(self.adaptor)),
+            {**answer.state, "feature_mean": mean.expand(dim), "feature_deviation": deviation.expand(dim)},
+        )
 
     def _answers(self, x: Tensor, head: str, some: Sequence[Budget], asked: np.ndarray) -> list[Answer]:
         if self.config.standardise and head != "knn":
@@ -347,9 +372,14 @@ def _adaptor_for(store: Store, run_dir: str | Path) -> Adaptor:
 
 def _standardised(features: Tensor, train: np.ndarray) -> Tensor:
     """Mean 0 and deviation 1 over training rows; what does not vary there tells nothing elsewhere, and becomes 0."""
+    mean, deviation = _scale(features, train)
+    return (features - mean) / deviation
+
+
+def _scale(features: Tensor, train: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each feature over training rows, (d,); infinite where it does not vary."""
     deviation, mean = torch.std_mean(features[torch.from_numpy(train).to(features.device)], dim=0)
-    varies = deviation > _LEAST_DEVIATION * mean.abs().clamp_min(1.0)
-    return torch.where(varies, (features - mean) / torch.where(varies, deviation, 1.0), 0.0)
+    return mean, torch.where(deviation > _LEAST_DEVIATION * mean.abs().clamp_min(1.0), deviation, torch.inf)
 
 
 def _with_labels(manifest: Manifest, target: Target) -> Manifest:

@@ -5,8 +5,8 @@ Shape notation: u units, c outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from embedcache.metrics.paired import PairedDifference, compare_aurocs, paired_b
 from embedcache.output import write_tables
 from embedcache.stage_two.answers import Answer
 from embedcache.stage_two.calibrating import Calibrator, calibration_rows
+from embedcache.stage_two.kept import KeptHead, write_kept
 from embedcache.stage_two.label_budget import Budget
 from embedcache.stage_two.probe_config import ProbeConfig, Unit
 from embedcache.stage_two.samples import Units
@@ -58,6 +59,7 @@ class ProbeResult:
         n_failed: manifest rows left out because stage one recorded a failure.
         warning: one line where the manifest's splits share patients, studies or files; blank where they do not.
         notes: what is to be known of these scores.
+        kept: by name each head that new images can be shown to: its first run at the largest amount of labels.
     """
 
     scores: pd.DataFrame
@@ -69,15 +71,19 @@ class ProbeResult:
     n_failed: int
     warning: str
     notes: tuple[str, ...] = ()
+    kept: Mapping[str, KeptHead] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> None:
-        """Writes `scores.csv`, `gains.csv`, `calibration.csv`, `subgroups.csv` and `predictions.parquet`.
+        """Writes `scores.csv`, `gains.csv`, `calibration.csv`, `subgroups.csv`, `predictions.parquet` and the heads,
+        `<name>.safetensors`.
 
         Raises:
             OutputError: they cannot be written there.
         """
         tables = {f"{name}.csv": getattr(self, name) for name in TABLES}
         write_tables(Path(folder), tables | {"predictions.parquet": self.predictions})
+        for name, head in self.kept.items():
+            write_kept(Path(folder) / f"{name}.safetensors", head)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +101,21 @@ class HeldOut:
 
 
 class Tables:
-    """Gathers the rows of a `ProbeResult`."""
+    """Gathers the rows of a `ProbeResult`.
+
+    Attributes:
+        most: the largest amount of labels, as a budget has it.
+    """
 
     def __init__(self, target: Target, config: ProbeConfig) -> None:
         self._target, self._config = target, config
         self._headline = _headline(target, config)
-        self._most = (max(config.fractions), 0) if config.fractions else (-1.0, max(config.shots))
+        self.most = (max(config.fractions), 0) if config.fractions else (-1.0, max(config.shots))
         self._rows: dict[str, list[Row]] = {name: [] for name in TABLES}
         self._predicted: list[pd.DataFrame] = []
         self._notes: list[str] = []
 
-    def result(self, *, n_failed: int, warning: str) -> ProbeResult:
+    def result(self, *, n_failed: int, warning: str, kept: Mapping[str, KeptHead]) -> ProbeResult:
         """All of them."""
         adjust_p_values(self._rows["gains"], ("test", "head", "fraction", "shots"))
         tables = {
@@ -119,6 +129,7 @@ class Tables:
             n_failed=n_failed,
             warning=warning,
             notes=tuple(self._notes),
+            kept=kept,
         )
 
     def note(self, words: str) -> None:
@@ -188,7 +199,7 @@ class Tables:
         values = test.units.values
         rows = calibration_rows(told, chosen, values, self._target, test.draws)
         self._rows["calibration"] += [names | row for row in rows]
-        if runs[0][0].amount == self._most:
+        if runs[0][0].amount == self.most:
             rows = subgroup_rows(told, test.units.frame, values, self._target, test.draws)
             self._rows["subgroups"] += [names | row for row in rows]
         for s, (budget, answer) in enumerate(runs):

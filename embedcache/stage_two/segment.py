@@ -21,9 +21,10 @@ from embedcache.errors import ManifestError, SettingsError
 from embedcache.metrics.intervals import PatientDraws
 from embedcache.metrics.masks import Overlap
 from embedcache.progress import Progress
-from embedcache.stage_two.adaptor import Adaptor, read_adaptor
+from embedcache.stage_two.adaptor import Adaptor, adaptor_digest, read_adaptor
 from embedcache.stage_two.decoder_fit import DecoderFit, overlap_with
-from embedcache.stage_two.decoders import KeptDecoder, make_decoder
+from embedcache.stage_two.decoders import make_decoder
+from embedcache.stage_two.kept import KeptDecoder, Source
 from embedcache.stage_two.leaks import leak_words
 from embedcache.stage_two.mask_targets import has_mask, read_targets
 from embedcache.stage_two.score_rows import Row
@@ -218,7 +219,7 @@ class _Segmentation:
         fit = DecoderFit(decoder, feed, self.targets, self.config, seed=budget.seed)
         fit.train(budget.rows, budget.valid)
         if not control and budget.seed == 0 and budget.fraction == max(self.config.fractions):
-            self.kept[decoder] = fit.kept(self.store.encoder_fingerprint)
+            self.kept[decoder] = fit.kept(Source.of(self.store, adaptor_digest(self.adaptor)))
         return fit.overlap(self.test)
 
     def _mean_mask(self, budget: _Budget) -> Overlap:

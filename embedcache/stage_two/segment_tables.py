@@ -16,7 +16,7 @@ from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
 from embedcache.metrics.masks import NAMES, Overlap
 from embedcache.metrics.paired import paired_bootstrap
 from embedcache.output import write_tables
-from embedcache.stage_two.decoders import KeptDecoder, write_decoder
+from embedcache.stage_two.kept import KeptDecoder, write_kept
 from embedcache.stage_two.score_rows import Row, adjust_p_values, interval_columns
 
 TABLES = ("scores", "gains")
@@ -60,7 +60,7 @@ class SegmentResult:
         folder = Path(folder)
         write_tables(folder, {f"{name}.csv": getattr(self, name) for name in TABLES} | {"images.parquet": self.images})
         for name, decoder in self.kept.items():
-            write_decoder(folder / f"{name}.safetensors", decoder)
+            write_kept(folder / f"{name}.safetensors", decoder)
 
 
 @dataclass(frozen=True, eq=False)

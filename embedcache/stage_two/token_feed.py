@@ -15,7 +15,6 @@ from torch import Tensor
 
 from embedcache.device import moved
 from embedcache.errors import SettingsError
-from embedcache.fingerprint import digest_arrays
 from embedcache.stage_two.adaptor import Adaptor
 from embedcache.stage_two.feed import ahead, room_for
 from embedcache.stage_two.tensors import read_tokens, width
@@ -57,13 +56,6 @@ class TokenFeed:
         n_bytes = len(self._rows) * self.grid[0] * self.grid[1] * self.dim * self._stored.itemsize
         is_resident = data == "resident" or (data == "auto" and n_bytes <= room_for(device))
         self._maps = self._all() if is_resident else None
-
-    @property
-    def adaptor_digest(self) -> str:
-        """Of the Adaptor's weights; blank without one."""
-        if self._adaptor is None:
-            return ""
-        return digest_arrays(("float32", value.cpu().numpy()) for value in self._adaptor.state_dict().values())
 
     @property
     def is_resident(self) -> bool:

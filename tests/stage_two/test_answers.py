@@ -18,7 +18,7 @@ from embedcache.stage_two.answers import NEIGHBOURS, Answer, answers
 from embedcache.stage_two.head_fits import Fit, Fitted, fit_heads
 from embedcache.stage_two.heads import HeadConfig
 from embedcache.stage_two.label_budget import Budget
-from embedcache.stage_two.logistic import STRENGTHS, logistic_logits
+from embedcache.stage_two.logistic import STRENGTHS, fit_logistic
 from embedcache.stage_two.neighbours import neighbour_logits
 from embedcache.stage_two.probe_config import HEADS
 from embedcache.stage_two.targets import Target
@@ -48,7 +48,8 @@ def ask(head: str, x: Tensor, *some: Budget, target: Target = BINARY, config: Pr
 def one(head: str, x: Tensor, rows: np.ndarray, labels: np.ndarray, of: np.ndarray, setting: float, target: Target):
     if head == "knn":
         return neighbour_logits(x, rows, labels, of, target=target, ks=[int(setting)], class_weight="none")[0]
-    return logistic_logits(x.numpy(), rows, labels, of, target=target, strengths=[setting], class_weight="none")[0]
+    (fitted,) = fit_logistic(x[rows].numpy(), labels, target=target, strengths=[setting], class_weight="none")
+    return fitted(x[of].numpy())
 
 
 def loss(logits: np.ndarray, labels: np.ndarray, target: Target) -> float:
@@ -201,7 +202,8 @@ def test_a_fold_that_explodes_late_is_judged_before(monkeypatch: pytest.MonkeyPa
         losses, said = np.array([2.0, 1.0, np.nan], np.float32), np.zeros((len(asked), 1), np.float32)
         n_watched = [0 if f.watched is None else len(f.watched) for f in fits]
         return [
-            Fitted(said, 2, np.arange(1, 1 + len(losses)), losses, np.ones((3, w, 1), np.float32)) for w in n_watched
+            Fitted(said, 2, np.arange(1, 1 + len(losses)), losses, np.ones((3, w, 1), np.float32), {})
+            for w in n_watched
         ]
 
     monkeypatch.setattr(module, "fit_heads", explodes)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
-from embedcache.errors import RunNotFoundError, RunStateError, SettingsError
-from embedcache.stage_two.decoders import KeptDecoder, make_decoder, read_decoder, write_decoder
+from embedcache.errors import SettingsError
+from embedcache.stage_two.decoders import make_decoder
 
 
 @pytest.mark.parametrize(("grid", "size"), [((16, 16), (224, 224)), ((64, 64), (896, 896))])
@@ -44,18 +42,3 @@ def test_any_grid_goes_to_any_size(name: str, grid: tuple[int, int], size: tuple
     assert logits.shape == (2, 1, *size)
     logits.sum().backward()
     assert all(p.grad is not None for p in decoder.parameters())
-
-
-def test_a_decoder_comes_back_from_its_file_and_nothing_else_does(tmp_path: Path) -> None:
-    module = make_decoder("conv", 6, (4, 4), (16, 16)).eval()
-    kept = KeptDecoder("conv", 6, (4, 4), (16, 16), 0.4, "f" * 64, "a" * 64, module.state_dict())
-    write_decoder(tmp_path / "conv.safetensors", kept)
-    back = read_decoder(tmp_path / "conv.safetensors")
-    assert (back.threshold, back.encoder_fingerprint, back.adaptor_digest) == (0.4, "f" * 64, "a" * 64)
-    x = torch.randn(2, 6, 4, 4)
-    assert torch.equal(back.module()(x), module(x))
-    with pytest.raises(RunNotFoundError, match="no decoder there"):
-        read_decoder(tmp_path / "linear.safetensors")
-    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(RunStateError, match="cannot be read as a decoder"):
-        read_decoder(tmp_path / "bad.safetensors")

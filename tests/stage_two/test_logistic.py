@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from made import BINARY, BOTH, KIND, told_labels
 from sklearn.linear_model import LogisticRegression
 
 from embedcache.stage_two import logistic
-from embedcache.stage_two.logistic import STRENGTHS, logistic_logits
+from embedcache.stage_two.logistic import STRENGTHS, fit_logistic
 from embedcache.stage_two.targets import Target
 
 MILD = (1e-6, 1e-4, 1e-2, 1.0)
@@ -22,6 +23,11 @@ def world(target: Target, n: int, d: int, *, blank: float = 0.0) -> tuple[np.nda
     x = rng.normal(size=(n + 30, d)).astype(np.float32)
     rows = rng.permutation(n)
     return x, rows, told_labels(target, x, rng, blank=blank)[rows]
+
+
+def logistic_logits(x: np.ndarray, rows: np.ndarray, labels: np.ndarray, asked: np.ndarray, **settings: Any) -> list:
+    """What the maps say of the rows asked, (p, c) for each strength."""
+    return [fitted(x[asked]) for fitted in fit_logistic(x[rows], labels, **settings)]
 
 
 def reference(x: np.ndarray, y: np.ndarray, asked: np.ndarray, strength: float, weight: str | None) -> np.ndarray:
@@ -119,20 +125,3 @@ def test_a_class_that_training_lacks_is_never_said() -> None:
     (found,) = logistic_logits(x, rows, labels, asked, target=four, strengths=[0.1], class_weight="none")
     close(found[:, :3], reference(x[rows], labels[:, 0], x[asked], 0.1, None))
     assert (found[:, 3] == -15).all()
-
-
-def test_nothing_asked_is_nothing_said() -> None:
-    for target in (BINARY, BOTH, KIND):
-        x, rows, labels = world(target, 20, 4)
-        found = logistic_logits(
-            x, rows, labels, np.empty(0, np.int64), target=target, strengths=MILD, class_weight="none"
-        )
-        assert [logits.shape for logits in found] == [(0, target.n_outputs)] * 4
-
-
-def test_only_training_rows_are_learnt_from() -> None:
-    x, rows, labels = world(BINARY, 40, 60)
-    (before,) = logistic_logits(x, rows, labels, np.arange(40, 45), target=BINARY, strengths=[0.1], class_weight="none")
-    x[45:] = 99
-    (after,) = logistic_logits(x, rows, labels, np.arange(40, 45), target=BINARY, strengths=[0.1], class_weight="none")
-    assert np.array_equal(before, after)

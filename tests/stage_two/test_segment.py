@@ -23,6 +23,7 @@ from embedcache.errors import (
     NoTokensError,
     SettingsError,
 )
+from embedcache.stage_two.kept import KeptDecoder, read_kept
 from embedcache.stage_two.mask_targets import has_mask, read_targets
 from embedcache.stage_two.segment import segment
 from embedcache.stage_two.segment_config import SegmentConfig
@@ -235,12 +236,11 @@ def test_what_cannot_be_segmented_is_refused(masked: Masked, tmp_path: Path) -> 
 
 
 def test_a_decoder_that_is_kept_predicts_as_it_was_scored(masked: Masked, tmp_path: Path) -> None:
-    from embedcache.stage_two.decoders import read_decoder
-
     config = replace(QUICK, fractions=(1.0,), n_seeds=1, epochs=2, min_steps=0)
     result = segment(masked.manifest, masked.store, config=config)
     result.write(tmp_path)
-    kept = read_decoder(tmp_path / "linear.safetensors")
+    kept = read_kept(tmp_path / "linear.safetensors")
+    assert isinstance(kept, KeptDecoder)
     assert (kept.name, kept.size, kept.grid) == ("linear", (SIDE, SIDE), (GRID, GRID))
     rows = np.flatnonzero((masked.manifest.frame["split"] == "test").to_numpy())
     store_rows = masked.store.rows(masked.manifest.frame["id"].tolist())
