@@ -41,6 +41,8 @@ _PUBLIC = {
     "zero_shot": "embedcache.stage_two.zeroshot",
     "SegmentConfig": "embedcache.stage_two.segment_config",
     "segment": "embedcache.stage_two.segment",
+    "predict": "embedcache.predicting.predictor",
+    "Predictor": "embedcache.predicting.predictor",
     "EmbedCacheError": "embedcache.errors",
 }
 

@@ -100,6 +100,11 @@ class Frame:
     def to_image(self, values: np.ndarray) -> np.ndarray:
         """Values of the frame (H, W) float put back into the image, (h, w) float32; 0 where the frame is not."""
         height, width = self.size
+        if self.matrix[0, 1] == 0 == self.matrix[1, 0]:  # upright: rows and columns by themselves
+            u = (np.arange(width) + 0.5 - self.matrix[0, 2]) / self.matrix[0, 0]
+            v = (np.arange(height) + 0.5 - self.matrix[1, 2]) / self.matrix[1, 1]
+            along = _between(np.asarray(values, np.float32).T, u)  # (width, H)
+            return _between(along.T, v)
         inverse = np.linalg.inv(np.vstack([self.matrix, [0, 0, 1]]))[:2]
         y, x = np.mgrid[0:height, 0:width]
         u, v = np.tensordot(inverse, np.stack([x + 0.5, y + 0.5, np.ones(x.shape)]), 1)
@@ -127,6 +132,16 @@ def frame_steps(encoder: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if wanted is not None and tuple(wanted) != (found.height, found.width):
         raise _unknown("that no record names", f"{found.height} x {found.width} pixels, not {wanted[0]} x {wanted[1]}")
     return steps
+
+
+def _between(rows: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Rows (k, m) at places u (n,) from 0 to 1 along them, linearly between their centres, 0 outside: (n, m)."""
+    at = np.clip(u * len(rows) - 0.5, 0, len(rows) - 1)
+    below = np.minimum(at.astype(np.int64), max(len(rows) - 2, 0))
+    share = (at - below).astype(np.float32)[:, None]
+    found = rows[below] * (1 - share) + rows[np.minimum(below + 1, len(rows) - 1)] * share
+    found[(u < 0) | (u > 1)] = 0
+    return found
 
 
 def _bilinear(values: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:

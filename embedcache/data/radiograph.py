@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from embedcache.data.image_files import MAX_FILE_BYTES, MAX_PIXELS, check_pixels, keep_quiet, read_regular
 from embedcache.errors import InputError, refusing
@@ -23,6 +23,7 @@ from embedcache.settings import STRICT
 
 Format = Literal["PNG", "JPEG", "TIFF", "WEBP", "DICOM"]
 _DICOM_MARK = slice(128, 132)
+_TURNED = (5, 6, 7, 8)  # EXIF orientations by a quarter turn
 _GREY_MODES = ("1", "L")
 _COLOUR_MODES = ("RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _PALETTE_OR_ALPHA = ("P", "PA", "LA", "La", "RGBA", "RGBa")
@@ -113,10 +114,17 @@ class DecodePolicy:
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A decoded image: pixels (h, w, 3) or, if grey, (h, w), uint8; and the digest of the file's bytes."""
+    """A decoded image.
+
+    Args:
+        pixels: (h, w, 3) or, if grey, (h, w), uint8.
+        digest: of the file's bytes.
+        size: height and width of the image in the file, upright; larger than h and w where a JPEG was reduced.
+    """
 
     pixels: np.ndarray
     digest: bytes
+    size: tuple[int, int]
 
 
 def read_radiograph(path: Path, policy: DecodePolicy) -> Radiograph:
@@ -133,9 +141,10 @@ def read_radiograph(path: Path, policy: DecodePolicy) -> Radiograph:
         from embedcache.data.dicom import decode_dicom
 
         pixels = decode_dicom(data, policy)
+        size = pixels.shape[:2]
     else:
-        pixels = _decode(data, policy)
-    return Radiograph(_in_channels(pixels, policy), input_digest(data))
+        pixels, size = _decode(data, policy)
+    return Radiograph(_in_channels(pixels, policy), input_digest(data), (size[0], size[1]))
 
 
 def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -159,7 +168,8 @@ def check_frame(n_frames: int, policy: DecodePolicy) -> int:
     return policy.frame or 0
 
 
-def _decode(data: bytes, policy: DecodePolicy) -> np.ndarray:
+def _decode(data: bytes, policy: DecodePolicy) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Pixels, and height and width before a reduction."""
     keep_quiet("PIL")
     formats = [str(name) for name in policy.formats if name != "DICOM"]
     with refusing("corrupt", "its header cannot be read"):
@@ -176,9 +186,15 @@ def _decode(data: bytes, policy: DecodePolicy) -> np.ndarray:
             image.seek(frame)
             check_pixels(image.width, image.height, 1, policy.max_pixels)
         if policy.jpeg_min_side is not None and image.format in ("JPEG", "MPO"):
+            whole = (image.height, image.width)
+            if policy.exif_rotation and image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
+                whole = whole[::-1]
             image.draft(image.mode, (policy.jpeg_min_side, policy.jpeg_min_side))
+            image.load()
+            return _to_array(image, policy), whole
         image.load()
-        return _to_array(image, policy)
+        pixels = _to_array(image, policy)
+        return pixels, pixels.shape[:2]
 
 
 def _to_array(image: Image.Image, policy: DecodePolicy) -> np.ndarray:

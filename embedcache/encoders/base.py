@@ -198,6 +198,7 @@ class Prepared:
         n_tokens: length of a tokenised text, for bucketing; 0 for images.
         n_truncated: tokens of a text that did not fit into the encoder's `max_length`.
         content: equal for samples that the model is given alike, which are encoded once; by default the digest.
+        size: height and width of an image file, upright; None of texts.
     """
 
     inputs: Any
@@ -205,6 +206,7 @@ class Prepared:
     n_tokens: int = 0
     n_truncated: int = 0
     content: bytes = b""
+    size: tuple[int, int] | None = None
 
     @property
     def key(self) -> bytes:

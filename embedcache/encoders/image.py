@@ -58,6 +58,9 @@ class ImageEncoder:
 
     Raises:
         EncoderError: the model has no such pooling or grid, or does not run at this input size.
+
+    Attributes:
+        input_shape: (c, H, W) that the transform gives.
     """
 
     modality: Modality = "image"
@@ -69,7 +72,7 @@ class ImageEncoder:
         self.device, self._compute_dtype = pick_device(options.device), options.compute_dtype
         self.concurrent = model.concurrent and not options.compile
         self.even_batches = options.compile  # a model is compiled for each size of a batch
-        shape = model.transform.output_shape(model.name)
+        self.input_shape = shape = model.transform.output_shape(model.name)
         output = self._first_look(model, shape)
         self._pooling = choose_pooling(output, options.pooling or model.pooling, self.modality, model.name)
         self.token_grid = choose_grid(output.grid, options.token_grid, model.name)
@@ -105,7 +108,8 @@ class ImageEncoder:
         with refusing("transform", "the encoder's image transform refused it", OF_INPUTS):
             inputs = [self._transform.apply(pixels) for pixels in views]
         contents = [digest + (view.to_bytes(2, "little") if view else b"") for view in range(n)]
-        return [Prepared(i, digest, content=content) for i, content in zip(inputs, contents, strict=True)]
+        size = radiograph.size
+        return [Prepared(i, digest, content=content, size=size) for i, content in zip(inputs, contents, strict=True)]
 
     def encode(self, batch: Sequence[Prepared], *, tokens: bool = False) -> Encoded:
         """Runs the model on b prepared images.
@@ -116,15 +120,26 @@ class ImageEncoder:
         Raises:
             EncoderError: tokens were asked of a model that has none.
         """
+        if tokens and self.token_grid is None:
+            raise EncoderError(f"{self.record.name}: the model has no tokens, only pooled embeddings")
         with torch.inference_mode(), computing_in(self._compute_dtype, self.device):
-            output = self._forward(stacked([p.inputs for p in batch], self.device))  # from (b, c, H, W)
-            embeddings = pool(output, self._pooling).float().cpu().numpy()
-            if not tokens:
-                return Encoded(embeddings)
-            if output.tokens is None or output.grid is None or self.token_grid is None:
-                raise EncoderError(f"{self.record.name}: the model has no tokens, only pooled embeddings")
-            cells = to_grid(output.tokens.float(), output.grid, self.token_grid)
-            return Encoded(embeddings, cells.cpu().numpy())
+            embeddings, cells = self._outputs(stacked([p.inputs for p in batch], self.device), tokens=tokens)
+            return Encoded(embeddings.cpu().numpy(), None if cells is None else cells.cpu().numpy())
+
+    def as_module(self, *, tokens: bool = False) -> torch.nn.Module:
+        """The frozen model as one module, for export: prepared pixels (b, c, H, W) to what `encode` gives.
+
+        Its forward gives embeddings, (b, d), and tokens, (b, l, d), or None where they are not asked for.
+        """
+        return _ImageGraph(self._module, lambda pixels: self._outputs(pixels, tokens=tokens))
+
+    def _outputs(self, pixels: torch.Tensor, *, tokens: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings (b, d) and the tokens of the grid (b, l, d), both float32, of pixels (b, c, H, W)."""
+        output = self._forward(pixels)
+        embeddings = pool(output, self._pooling).float()
+        if not tokens or output.tokens is None or output.grid is None or self.token_grid is None:
+            return embeddings, None
+        return embeddings, to_grid(output.tokens.float(), output.grid, self.token_grid)
 
     def _first_look(self, model: ImageModel, shape: tuple[int, int, int]) -> Output:
         """One black image through the model: shows what it has, and that it runs at this size."""
@@ -140,6 +155,17 @@ class ImageEncoder:
                 f"{model.name}: the model does not run on {shape[1]} x {shape[2]} images "
                 f"({type(error).__name__}: {first_line}); leave image_size out for its native size"
             ) from error
+
+
+class _ImageGraph(torch.nn.Module):
+    """A model's weights, and what is computed with them."""
+
+    def __init__(self, model: torch.nn.Module, outputs: Callable[[torch.Tensor], tuple[Any, Any]]) -> None:
+        super().__init__()
+        self.model, self._outputs = model, outputs
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self._outputs(pixels)
 
 
 def _decode_policy(asked: DecodePolicy | None, transform: ImageTransform) -> DecodePolicy:

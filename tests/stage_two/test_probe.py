@@ -334,7 +334,8 @@ def test_predictions_stand_by_id_and_give_the_scores(world, tmp_path: Path) -> N
     result = embedcache.probe(with_people(world), world.image, label="y", config=replace(ONE, prevalence=0.1))
     result.write(tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "scores.csv", "gains.csv", "calibration.csv", "subgroups.csv", "predictions.parquet"
+        "scores.csv", "gains.csv", "calibration.csv", "subgroups.csv", "predictions.parquet",
+        "logistic.safetensors",
     }  # fmt: skip
     rows = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
     test = world.manifest.frame[world.manifest.in_split("test")]
