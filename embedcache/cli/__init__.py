@@ -5,6 +5,7 @@ from __future__ import annotations
 from embedcache.cli import (  # noqa: F401  # they put their commands into the group
     encoders,
     manifests,
+    predicting,
     probing,
     retrieving,
     segmenting,

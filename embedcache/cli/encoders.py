@@ -62,6 +62,11 @@ def encoder_options(command: _Command) -> _Command:
     return command
 
 
+def consent_options() -> list[Callable[[_Command], _Command]]:
+    """Options by which a user consents to code and to pickles."""
+    return [_OPTIONS["allow_pickle"], _OPTIONS["trust_remote_code"]]
+
+
 def load_named(name: str, options: dict[str, Any]) -> Encoder:
     """Loads an encoder by the options of `encoder_options`, which are taken out of `options`."""
     from embedcache.data.radiograph import DecodePolicy

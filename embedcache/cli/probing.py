@@ -24,7 +24,7 @@ from embedcache.cli.settings import pairs, read_settings
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Any field of ProbeConfig, such as heads=mlp,knn."
 )
-@click.option("--out", type=PATH, help="A folder for the tables, and predictions by id.")
+@click.option("--out", type=PATH, help="For tables, predictions and heads; by default RUN_DIR/probes/LABEL.")
 @json_option
 def probe(
     manifest: Path,
@@ -57,6 +57,7 @@ def probe(
     given = pairs(settings, "--set") | ({} if protocol is None else {"protocol": protocol})
     config = read_settings(ProbeConfig, given)
     from embedcache.report.score_text import probe_text
+    from embedcache.stage_two.kept import probe_folder
     from embedcache.stage_two.probe import probe as run_probe
     from embedcache.stage_two.probe_tables import TABLES
 
@@ -72,5 +73,7 @@ def probe(
         labelmap=labelmap,
         config=config,
     )
-    tables = {name: getattr(result, name).assign(label=label) for name in TABLES}
-    say_scores(result, tables, probe_text(**tables), out=out, written="tables and predictions", as_json=as_json)
+    if out is None and run_dir is not None:
+        out = probe_folder(run_dir, label)
+    tables, written = {name: getattr(result, name).assign(label=label) for name in TABLES}, "tables, predictions, heads"
+    say_scores(result, tables, probe_text(**tables), out=out, written=written, as_json=as_json)

@@ -19,7 +19,7 @@ from embedcache.cli.settings import pairs, read_settings
 @click.option(
     "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Any field of SegmentConfig, such as size=448."
 )
-@click.option("--out", type=PATH, help="A folder for the tables, what each image got, and decoders.")
+@click.option("--out", type=PATH, help="For tables, what each image got and decoders; by default RUN_DIR/masks.")
 @json_option
 def segment(
     manifest: Path,
@@ -50,5 +50,7 @@ def segment(
     result = run_segment(
         Manifest.read(manifest), image_store, run_dir=run_dir, random_store=random_store, config=config
     )
+    if out is None and run_dir is not None:
+        out = run_dir / "masks"
     tables, written = {name: getattr(result, name) for name in TABLES}, "tables, what each image got and decoders"
     say_scores(result, tables, mask_text(**tables), out=out, written=written, as_json=as_json)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from embedcache.cli.base import PATH, json_option, main
+from embedcache.cli.predicting import run_options
 from embedcache.report.plain_table import in_columns
 
 
@@ -205,20 +206,35 @@ def import_(source: Path, out: Path, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("store", type=PATH)
+@click.argument("source", metavar="STORE|RUN", type=PATH)
 @click.argument("out", type=PATH)
 @click.option("--kind", type=click.Choice(["parquet", "npy", "safetensors"]), help="By default told from OUT's ending.")
+@click.option("--onnx", is_flag=True, help="Write a run's encoder, Adaptor, heads and decoder as one ONNX graph.")
+@run_options
 @json_option
-def export(store: Path, out: Path, kind: str | None, as_json: bool) -> None:
-    """Write a store's ids and embeddings for other tools.
+def export(source: Path, out: Path, kind: str | None, onnx: bool, as_json: bool, **options: Any) -> None:
+    """Write a store's ids and embeddings, or a run as a graph, for other tools.
 
     \b
     embedcache export cache/mimic-cxr/dinov2-s dinov2-s.parquet
+    embedcache export runs/mine mine.onnx --onnx
     """
-    from embedcache.store.exchange import export_store
+    if onnx and kind is not None:
+        raise click.UsageError(f"--kind {kind} is of a store; leave it out, or --onnx")
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if not onnx and given:
+        raise click.UsageError(f"{given[0]} is of a run; give --onnx as well, or leave it out")
+    if onnx:
+        from embedcache.predicting.exporting import export_onnx
 
-    written = export_store(store, out, kind=kind)
-    click.echo(json.dumps([str(p) for p in written]) if as_json else "\n".join(str(p) for p in written))
+        graph = export_onnx(source, out, **options)
+        written = list(graph.files)
+        told = f"; outputs {', '.join(graph.outputs)}; at most {graph.difference:.1e} from torch"
+    else:
+        from embedcache.store.exchange import export_store
+
+        written, told = export_store(source, out, kind=kind), ""
+    click.echo(json.dumps([str(p) for p in written]) if as_json else "\n".join(str(p) for p in written) + told)
 
 
 def _listed(listed: str) -> list[str]:

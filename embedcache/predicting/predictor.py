@@ -23,8 +23,11 @@ from embedcache.predicting.answer_rows import FAILURE, Row, Said, answer_rows, k
 from embedcache.predicting.chain import AnswerChain
 from embedcache.predicting.mask_files import mask_files, write_mask
 from embedcache.predicting.run_models import read_run
+from embedcache.progress import Progress
 from embedcache.stage_one.pipeline import batched
 from embedcache.stage_one.prepare import Outcome, in_order
+
+_QUICKLY_DONE = 64  # images
 
 
 def predict(
@@ -153,12 +156,18 @@ class Predictor:
         rows: list[Row] = [{} for _ in files]
         jobs = (partial(self._prepared, file) for file in files)
         outcomes = in_order(jobs, n_threads=count_cores(), ahead=2 * batch_size)
-        with full_precision, closing(outcomes), ThreadPoolExecutor(count_cores(), "masks") as writing:
+        with (
+            full_precision,
+            closing(outcomes),
+            ThreadPoolExecutor(count_cores(), "masks") as writing,
+            Progress("predicting", total=len(files), unit="image", shown=len(files) > _QUICKLY_DONE) as progress,
+        ):
             for batch in batched(_usable(outcomes, rows), batch_size):
                 numbers, images = [k for k, _ in batch], [prepared for _, prepared in batch]
                 said, found = self._answered(images, with_masks=names is not None)
                 for k, row in zip(numbers, answer_rows(self.models.heads.values(), said, len(images)), strict=True):
                     rows[k] |= row
+                progress.advance(len(images))
                 if names is None or found is None:
                     continue
                 places = [Frame.of(self._steps, image.size) for image in images if image.size is not None]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache.errors import FingerprintMismatchError, RunNotFoundError, RunStateError, some_ids
-from embedcache.stage_two.adaptor import CONFIG, WEIGHTS, Adaptor, adaptor_digest, read_adaptor
+from embedcache.stage_two.adaptor import CONFIG, Adaptor, adaptor_digest, read_adaptor
 from embedcache.stage_two.decoders import DECODERS
-from embedcache.stage_two.kept import Kept, KeptDecoder, KeptHead, Source, read_kept
+from embedcache.stage_two.kept import Kept, KeptDecoder, KeptHead, Source, kept_in, read_kept
 
 _HEADS = ("mlp", "linear", "logistic")  # of several for one label the first is taken
 
@@ -70,10 +70,7 @@ def read_run(run_dir: str | Path, *, head: str | None = None, decoder: str | Non
 def _kept(folder: Path) -> Iterator[Kept]:
     """Every head and decoder of a folder, and of its `probes/<label>` and `masks`."""
     places = [folder, *sorted(folder.glob("probes/*")), folder / "masks"]
-    for file in (file for place in places for file in sorted(place.glob("*.safetensors")) if file.name != WEIGHTS):
-        found = read_kept(file)
-        if found is not None:
-            yield found
+    yield from (read_kept(file) for place in places for file in kept_in(place))
 
 
 def _adaptor(folder: Path, used: Sequence[Kept]) -> Adaptor | None:

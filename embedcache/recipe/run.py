@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from embedcache.recipe.schema import DatasetData, EncoderSection, PhantomData, R
 from embedcache.stage_one.estimate import Estimate
 from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
 from embedcache.stage_two.adaptor import count_parameters
+from embedcache.stage_two.kept import probe_folder
 from embedcache.stage_two.mask_targets import has_mask
 from embedcache.stage_two.probe import probe
 from embedcache.stage_two.probe_tables import TABLES
@@ -259,7 +259,7 @@ def _stage_two(
             random_store=random_store,
             config=recipe.probe,
         )
-        probed.write(pair_dir / "probes" / re.sub(r"[^\w +-]", "_", label))
+        probed.write(probe_folder(pair_dir, label))
         for note in probed.notes:
             say(f"          {label}: {note}")
         yield from ((name, getattr(probed, name).assign(label=label)) for name in TABLES)

@@ -6,10 +6,11 @@ Shape notation: b samples, d feature width, c outputs, g x g' the token grid, H 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +25,8 @@ from embedcache.stage_two.probe_config import Unit
 from embedcache.stage_two.targets import Target
 from embedcache.store.location import read_location
 from embedcache.store.store import Store
+
+Kind = Literal["head", "decoder"]
 
 _LARGEST_LOGIT = 30.0  # as calibration was fitted
 
@@ -155,8 +158,31 @@ def write_kept(path: Path, kept: Kept) -> None:
     write_tensors(path, kept.state, {kind: json.dumps({**said, "source": asdict(kept.source)})})
 
 
-def read_kept(path: Path) -> Kept | None:
-    """What `write_kept` wrote; None for tensors of another kind.
+def write_all(folder: Path, kind: Kind, kept: Mapping[str, Kept]) -> None:
+    """Writes each as `<kind>-<name>.safetensors`; those of an earlier call that are not among them go.
+
+    Raises:
+        OutputError: they cannot be written there.
+    """
+    written = {folder / f"{kind}-{name}.safetensors": model for name, model in kept.items()}
+    for path, model in written.items():
+        write_kept(path, model)
+    for path in set(folder.glob(f"{kind}-*.safetensors")) - set(written):
+        path.unlink(missing_ok=True)
+
+
+def kept_in(folder: Path) -> list[Path]:
+    """Files of heads and decoders in a folder."""
+    return sorted(path for kind in get_args(Kind) for path in folder.glob(f"{kind}-*.safetensors"))
+
+
+def probe_folder(run_dir: Path, label: str) -> Path:
+    """The folder of a run for what a probe of a label gives."""
+    return run_dir / "probes" / re.sub(r"[^\w +-]", "_", label)
+
+
+def read_kept(path: Path) -> Kept:
+    """What `write_kept` wrote.
 
     Raises:
         RunStateError: a damaged file.
@@ -165,7 +191,7 @@ def read_kept(path: Path) -> Kept | None:
         state, metadata = read_tensors(path)
         if "head" in metadata:
             return _head(json.loads(metadata["head"]), state)
-        return _decoder(json.loads(metadata["decoder"]), state) if "decoder" in metadata else None
+        return _decoder(json.loads(metadata["decoder"]), state)
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunStateError(
             f"{path}: cannot be read as a head or decoder ({type(error).__name__}); run 'embedcache probe' or "

@@ -17,7 +17,7 @@ from embedcache.metrics.paired import PairedDifference, compare_aurocs, paired_b
 from embedcache.output import write_tables
 from embedcache.stage_two.answers import Answer
 from embedcache.stage_two.calibrating import Calibrator, calibration_rows
-from embedcache.stage_two.kept import KeptHead, write_kept
+from embedcache.stage_two.kept import KeptHead, write_all
 from embedcache.stage_two.label_budget import Budget
 from embedcache.stage_two.probe_config import ProbeConfig, Unit
 from embedcache.stage_two.samples import Units
@@ -75,15 +75,14 @@ class ProbeResult:
 
     def write(self, folder: str | Path) -> None:
         """Writes `scores.csv`, `gains.csv`, `calibration.csv`, `subgroups.csv`, `predictions.parquet` and the heads,
-        `<name>.safetensors`.
+        `head-<name>.safetensors`.
 
         Raises:
             OutputError: they cannot be written there.
         """
         tables = {f"{name}.csv": getattr(self, name) for name in TABLES}
         write_tables(Path(folder), tables | {"predictions.parquet": self.predictions})
-        for name, head in self.kept.items():
-            write_kept(Path(folder) / f"{name}.safetensors", head)
+        write_all(Path(folder), "head", self.kept)
 
 
 @dataclass(frozen=True, eq=False)

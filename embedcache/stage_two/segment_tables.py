@@ -16,7 +16,7 @@ from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
 from embedcache.metrics.masks import NAMES, Overlap
 from embedcache.metrics.paired import paired_bootstrap
 from embedcache.output import write_tables
-from embedcache.stage_two.kept import KeptDecoder, write_kept
+from embedcache.stage_two.kept import KeptDecoder, write_all
 from embedcache.stage_two.score_rows import Row, adjust_p_values, interval_columns
 
 TABLES = ("scores", "gains")
@@ -52,15 +52,14 @@ class SegmentResult:
     kept: Mapping[str, KeptDecoder] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> None:
-        """Writes `scores.csv`, `gains.csv`, `images.parquet` and the decoders, `<name>.safetensors`.
+        """Writes `scores.csv`, `gains.csv`, `images.parquet` and the decoders, `decoder-<name>.safetensors`.
 
         Raises:
             OutputError: they cannot be written there.
         """
         folder = Path(folder)
         write_tables(folder, {f"{name}.csv": getattr(self, name) for name in TABLES} | {"images.parquet": self.images})
-        for name, decoder in self.kept.items():
-            write_kept(folder / f"{name}.safetensors", decoder)
+        write_all(folder, "decoder", self.kept)
 
 
 @dataclass(frozen=True, eq=False)

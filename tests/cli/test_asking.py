@@ -60,7 +60,7 @@ def test_segment_prints_its_tables_and_writes_them(made: dict[str, Path], tmp_pa
     for said in ("masks (test 15,", "Dice on positives", "empty mask", "mean-mask", "gain of masks over each control"):
         assert said in done.output
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "scores.csv", "gains.csv", "images.parquet", "linear.safetensors"
+        "scores.csv", "gains.csv", "images.parquet", "decoder-linear.safetensors"
     }  # fmt: skip
     said = json.loads(call("segment", made["manifest"], made["image"], *quick, "--json").stdout)
     assert {row["metric"] for row in said["scores"]} >= {"dice", "dice_on_positives", "empty_mask_dice", "iou"}

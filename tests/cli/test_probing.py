@@ -40,7 +40,7 @@ def test_it_prints_all_tables_and_writes_them(made: list[Path], tmp_path: Path) 
     for said in (
         "auroc of y (test 30, 95% interval over patients and seeds)", "gain in auroc of y over each control",
         "calibration (logistic head, 100%: 60 labels)", "subgroups (logistic head", "metadata-only",
-        f"tables and predictions: {tmp_path / 'out'}",
+        f"tables, predictions, heads: {tmp_path / 'out'}",
     ):  # fmt: skip
         assert said in done.output
     assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 30 * 2 * 2  # heads, fractions

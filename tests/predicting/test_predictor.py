@@ -207,13 +207,13 @@ def test_a_record_does_not_run_somebodys_code(run, tmp_path: Path, image_encoder
 
     from embedcache.stage_two.files import read_tensors, write_tensors
 
-    file = run.run_dir / "probes" / "opacity" / "linear.safetensors"
+    file = run.run_dir / "probes" / "opacity" / "head-linear.safetensors"
     tensors, metadata = read_tensors(file)
     said = json.loads(metadata["head"])
     said["source"]["encoder"]["loading"] |= {"name": "py:os:abort", "is_directory": False}
     said["source"]["adaptor_digest"] = ""
     (tmp_path / "probe").mkdir()
-    write_tensors(tmp_path / "probe" / "linear.safetensors", tensors, {"head": json.dumps(said)})
+    write_tensors(tmp_path / "probe" / "head-linear.safetensors", tensors, {"head": json.dumps(said)})
     with pytest.raises(EncoderError, match=r"own code, which is run only if you name it: --encoder py:os:abort"):
         Predictor(tmp_path / "probe")
 

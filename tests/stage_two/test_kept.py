@@ -53,13 +53,17 @@ def test_a_head_that_is_kept_says_what_it_said_of_the_test_images(
     run_dir = tmp_path / "run" if adapted else None
     result = embedcache.probe(manifest, world.image, label=label, run_dir=run_dir, config=config)
     result.write(tmp_path / "out")
-    assert sorted(p.stem for p in (tmp_path / "out").glob("*.safetensors")) == ["linear", "logistic", "mlp"]
+    assert sorted(p.stem for p in (tmp_path / "out").glob("*.safetensors")) == [
+        "head-linear",
+        "head-logistic",
+        "head-mlp",
+    ]
     x = torch.from_numpy(world.values)
     if run_dir is not None:
         x = encoded_images(read_adaptor(run_dir), x)
     place = {i: k for k, i in enumerate(manifest.frame["id"])}
     for name in ("linear", "mlp", "logistic"):
-        head = read_kept(tmp_path / "out" / f"{name}.safetensors")
+        head = read_kept(tmp_path / "out" / f"head-{name}.safetensors")
         assert isinstance(head, KeptHead)
         assert head.source.fingerprint == world.image.encoder_fingerprint
         assert bool(head.source.adaptor_digest) is adapted
@@ -90,9 +94,8 @@ def test_a_decoder_comes_back_from_its_file(tmp_path: Path) -> None:
     assert torch.equal(back.module()(x), module(x))
 
 
-def test_other_files_are_none_and_damaged_ones_are_refused(world, tmp_path: Path) -> None:
+def test_other_and_damaged_files_are_refused(world, tmp_path: Path) -> None:
     write_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)})
-    assert read_kept(tmp_path / "other.safetensors") is None
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     write_tensors(tmp_path / "half.safetensors", {"x": torch.zeros(2)}, {"head": '{"name": "linear"}'})
     result = embedcache.probe(
@@ -100,6 +103,6 @@ def test_other_files_are_none_and_damaged_ones_are_refused(world, tmp_path: Path
     )
     head = result.kept["logistic"]
     write_kept(tmp_path / "two.safetensors", replace(head, calibrators=(Calibrator("none", 1.0, 0.0, 0.5),) * 2))
-    for name in ("bad", "half", "two"):
+    for name in ("other", "bad", "half", "two"):
         with pytest.raises(RunStateError, match=rf"{name}.safetensors: cannot be read as a head or decoder"):
             read_kept(tmp_path / f"{name}.safetensors")

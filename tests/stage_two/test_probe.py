@@ -335,7 +335,7 @@ def test_predictions_stand_by_id_and_give_the_scores(world, tmp_path: Path) -> N
     result.write(tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "scores.csv", "gains.csv", "calibration.csv", "subgroups.csv", "predictions.parquet",
-        "logistic.safetensors",
+        "head-logistic.safetensors",
     }  # fmt: skip
     rows = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
     test = world.manifest.frame[world.manifest.in_split("test")]

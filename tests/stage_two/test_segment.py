@@ -239,7 +239,7 @@ def test_a_decoder_that_is_kept_predicts_as_it_was_scored(masked: Masked, tmp_pa
     config = replace(QUICK, fractions=(1.0,), n_seeds=1, epochs=2, min_steps=0)
     result = segment(masked.manifest, masked.store, config=config)
     result.write(tmp_path)
-    kept = read_kept(tmp_path / "linear.safetensors")
+    kept = read_kept(tmp_path / "decoder-linear.safetensors")
     assert isinstance(kept, KeptDecoder)
     assert (kept.name, kept.size, kept.grid) == ("linear", (SIDE, SIDE), (GRID, GRID))
     rows = np.flatnonzero((masked.manifest.frame["split"] == "test").to_numpy())

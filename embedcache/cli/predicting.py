@@ -1,0 +1,75 @@
+"""The command that answers for new images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from embedcache.cli.base import PATH, json_option, main
+from embedcache.cli.encoders import consent_options
+from embedcache.report.answer_text import answer_text
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def run_options(command: _Command) -> _Command:
+    """Puts on a command what says which of a run's models answer, and where their encoder is."""
+    for option in (
+        *consent_options(),
+        click.option("--decoder", type=click.Choice(["paper", "conv", "linear"]), help="By default its first."),
+        click.option("--head", type=click.Choice(["mlp", "linear", "logistic"]), help="By default its first."),
+        click.option("--encoder", help="Where the encoder is, such as hf:DIRECTORY; by default as the run says."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("run", type=PATH)
+@click.argument("files", nargs=-1, required=True, type=PATH)
+@click.option("--masks", type=PATH, help="A folder for masks, as PNG in each image's own frame.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+@run_options
+@click.option("--csv", "as_csv", is_flag=True, help="Print all columns as CSV.")
+@json_option
+def predict(
+    run: Path,
+    files: tuple[Path, ...],
+    masks: Path | None,
+    batch_size: int,
+    as_csv: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer for new image files, DICOM included, with the heads and decoders of a run.
+
+    RUN is a run directory after 'embedcache probe' or 'embedcache segment' with it. A file that cannot be read costs
+    its own row. For research, not for diagnosis.
+
+    \b
+    embedcache predict runs/mine new/*.dcm
+    embedcache predict runs/mine new/*.png --masks new-masks --csv > answers.csv
+    """
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json were given; expected one of them")
+    from embedcache.predicting.predictor import Predictor
+
+    predictor = Predictor(run, **options)
+    answers = predictor.predict(files, masks=masks, batch_size=batch_size)
+    if as_json:
+        click.echo(answers.to_json(orient="records"))
+    else:
+        click.echo(answers.to_csv(index=False).rstrip("\n") if as_csv else answer_text(answers))
+    for note in predictor.notes:
+        click.echo(f"note: {note}", err=True)
+    if masks is None and predictor.models.decoder is not None:
+        click.echo("note: the run has a decoder of masks; --masks FOLDER writes them", err=True)
+    n_failed = int((answers["failure"] != "").sum())
+    if n_failed:
+        click.echo(f"{n_failed} of {len(files)} files have no answer", err=True)
+    if n_failed == len(files):
+        raise SystemExit(2)
