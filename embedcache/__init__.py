@@ -43,6 +43,7 @@ _PUBLIC = {
     "segment": "embedcache.stage_two.segment",
     "predict": "embedcache.predicting.predictor",
     "Predictor": "embedcache.predicting.predictor",
+    "export_onnx": "embedcache.predicting.exporting",
     "EmbedCacheError": "embedcache.errors",
 }
 
