@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from embedcache.errors import DeviceError
@@ -83,6 +84,21 @@ def use_cores(n: int) -> None:
         import torch
 
         torch.set_num_threads(n)
+
+
+_default_cores = threading.Lock()
+
+
+def use_one_core() -> None:
+    """From now on torch uses one core for one operation of this thread, and of no other."""
+    if "torch" not in sys.modules:
+        return
+    import torch
+
+    with _default_cores, ThreadPoolExecutor(1) as fresh:
+        n = fresh.submit(torch.get_num_threads).result()  # what a new thread gets
+        torch.set_num_threads(1)
+        fresh.submit(torch.set_num_threads, n).result()
 
 
 class _FullPrecision(contextlib.AbstractContextManager[None]):

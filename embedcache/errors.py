@@ -127,6 +127,10 @@ class TrainingError(EmbedCacheError, ArithmeticError):
     """Training met values that it cannot go on with."""
 
 
+class ExportError(EmbedCacheError, ArithmeticError):
+    """A graph that does not give what it was made from gives."""
+
+
 class RecipeError(UserError, ValueError):
     """A recipe with wrong, unknown or missing fields."""
 

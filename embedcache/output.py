@@ -15,22 +15,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def write_whole(path: Path, write: Callable[[Path], object], *, mode: int = 0o666) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], *, mode: int = 0o666, replaces: bool = True) -> None:
     """Writes a file beside its place and moves it there; what stood there stays if it fails.
 
     Args:
         write: is called with the path to write to.
         mode: of the new file, less what the process masks.
+        replaces: whether it may take the place of another file.
 
     Raises:
         OutputError: it cannot be written there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.{uuid.uuid4().hex}.tmp")  # short: the name may be as long as names go
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
         write(temporary)
-        temporary.replace(path)
+        if replaces:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)  # fails where something is
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place") from error
     finally:

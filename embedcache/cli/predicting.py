@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ import click
 
 from embedcache.cli.base import PATH, json_option, main
 from embedcache.cli.encoders import consent_options
-from embedcache.report.answer_text import answer_text
+from embedcache.report.answer_text import answer_text, csv_line
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -59,16 +60,21 @@ def predict(
     from embedcache.predicting.predictor import Predictor
 
     predictor = Predictor(run, **options)
-    answers = predictor.predict(files, masks=masks, batch_size=batch_size)
-    if as_json:
-        click.echo(answers.to_json(orient="records"))
+    rows = predictor.rows(files, masks=masks, batch_size=batch_size)
+    names, n_failed = predictor.columns(with_masks=masks is not None), 0
+    if as_csv:  # row by row, so that what is printed is not lost
+        click.echo(csv_line(names), nl=False)
+        for row in rows:
+            click.echo(csv_line(map(row.get, names)).encode("utf-8", "surrogateescape"), nl=False)
+            n_failed += bool(row["failure"])
     else:
-        click.echo(answers.to_csv(index=False).rstrip("\n") if as_csv else answer_text(answers))
+        table = list(rows)
+        click.echo(json.dumps(table) if as_json else answer_text(table, names))
+        n_failed = sum(bool(row["failure"]) for row in table)
     for note in predictor.notes:
         click.echo(f"note: {note}", err=True)
     if masks is None and predictor.models.decoder is not None:
         click.echo("note: the run has a decoder of masks; --masks FOLDER writes them", err=True)
-    n_failed = int((answers["failure"] != "").sum())
     if n_failed:
         click.echo(f"{n_failed} of {len(files)} files have no answer", err=True)
     if n_failed == len(files):

@@ -228,13 +228,18 @@ def export(source: Path, out: Path, kind: str | None, onnx: bool, as_json: bool,
         from embedcache.predicting.exporting import export_onnx
 
         graph = export_onnx(source, out, **options)
-        written = list(graph.files)
-        told = f"; outputs {', '.join(graph.outputs)}; at most {graph.difference:.1e} from torch"
-    else:
-        from embedcache.store.exchange import export_store
+        told = f"outputs {', '.join(graph.outputs)}; at most {graph.difference:.1e} from torch"
+        lines = [*map(str, graph.files), told]
+        click.echo(json.dumps(asdict(graph), default=str) if as_json else "\n".join(lines))
+        for note in graph.notes:
+            click.echo(f"note: {note}", err=True)
+        return
+    if (source / "config.yaml").is_file():
+        raise click.UsageError(f"{source} is a run and no store; give --onnx to write it as a graph")
+    from embedcache.store.exchange import export_store
 
-        written, told = export_store(source, out, kind=kind), ""
-    click.echo(json.dumps([str(p) for p in written]) if as_json else "\n".join(str(p) for p in written) + told)
+    written = export_store(source, out, kind=kind)
+    click.echo(json.dumps([str(p) for p in written]) if as_json else "\n".join(str(p) for p in written))
 
 
 def _listed(listed: str) -> list[str]:

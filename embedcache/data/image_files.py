@@ -29,8 +29,8 @@ def read_regular(path: Path, *, max_bytes: int | None = None) -> bytes:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise InputError("not-a-file", "its path is not a regular file")
-            if max_bytes is not None and found.st_size > max_bytes:
-                raise InputError("too-large", f"{found.st_size:,} bytes, limit {max_bytes:,}")
+            if max_bytes is not None:
+                check_bytes(found.st_size, max_bytes)
             with os.fdopen(descriptor, "rb", closefd=False) as handle:
                 data = handle.read()
         finally:
@@ -40,6 +40,18 @@ def read_regular(path: Path, *, max_bytes: int | None = None) -> bytes:
     if not data:
         raise InputError("empty-file", "the file has no bytes")
     return data
+
+
+def check_bytes(n: int, limit: int) -> None:
+    """Refuses a file by its size.
+
+    Raises:
+        InputError: more than `limit` bytes, or none.
+    """
+    if n > limit:
+        raise InputError("too-large", f"{n:,} bytes, limit {limit:,}")
+    if not n:
+        raise InputError("empty-file", "the file has no bytes")
 
 
 def keep_quiet(library: str) -> None:

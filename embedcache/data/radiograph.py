@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from embedcache.data.image_files import MAX_FILE_BYTES, MAX_PIXELS, check_pixels, keep_quiet, read_regular
+from embedcache.data.image_files import MAX_FILE_BYTES, MAX_PIXELS, check_bytes, check_pixels, keep_quiet, read_regular
 from embedcache.errors import InputError, refusing
 from embedcache.fingerprint import input_digest
 from embedcache.settings import STRICT
@@ -127,14 +127,15 @@ class Radiograph:
     size: tuple[int, int]
 
 
-def read_radiograph(path: Path, policy: DecodePolicy) -> Radiograph:
-    """Reads and decodes one image file; safe in threads.
+def read_radiograph(source: Path | bytes, policy: DecodePolicy) -> Radiograph:
+    """Reads and decodes one image file, or the bytes of one; safe in threads.
 
     Raises:
         InputError: not a regular file, not readable, of another format, too large, with several frames, truncated or
             corrupt; a DICOM file without an image, or one that nothing here decodes.
     """
-    data = read_regular(path, max_bytes=policy.max_file_bytes)
+    data = source if isinstance(source, bytes) else read_regular(source, max_bytes=policy.max_file_bytes)
+    check_bytes(len(data), policy.max_file_bytes)
     if data[_DICOM_MARK] == b"DICM":
         if "DICOM" not in policy.formats:
             raise InputError("unknown-format", f"a DICOM file, expected {' or '.join(policy.formats)}")

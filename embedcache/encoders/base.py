@@ -57,10 +57,16 @@ class EncoderOptions:
 
         What a caller consents to, code and pickles, is not among it: nobody consents by opening a file.
         """
-        hands = ("device", "compile", "trust_remote_code", "allow_pickle")
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in hands}
-        kept = {name: value for name, value in values.items() if value not in (None, "float32")}
+        usual = type(self)()
+        values = {name: getattr(self, name) for name in self.of_values()}
+        kept = {name: value for name, value in values.items() if value != getattr(usual, name)}
         return {name: asdict(value) if is_dataclass(value) else value for name, value in kept.items()}  # type: ignore[arg-type]  # no classes
+
+    @classmethod
+    def of_values(cls) -> tuple[str, ...]:
+        """Options that determine the values; the others say where and how it is done, and what is consented to."""
+        others = ("device", "compile", "trust_remote_code", "allow_pickle")
+        return tuple(f.name for f in fields(cls) if f.name not in others)
 
     def check(self, name: str) -> None:
         """Refuses what no encoder takes.

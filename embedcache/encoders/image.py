@@ -96,13 +96,13 @@ class ImageEncoder:
     def __reduce__(self) -> tuple[Any, ...]:
         return reload(self.origin, self.record.name)
 
-    def prepare(self, sample: Path | str) -> Prepared:
-        """Decodes and transforms one image file."""
+    def prepare(self, sample: Path | str | bytes) -> Prepared:
+        """Decodes and transforms one image file, or the bytes of one."""
         return self.prepare_views(sample, 1, ViewPolicy())[0]
 
-    def prepare_views(self, sample: Path | str, n: int, policy: ViewPolicy) -> list[Prepared]:
+    def prepare_views(self, sample: Path | str | bytes, n: int, policy: ViewPolicy) -> list[Prepared]:
         """Decodes one image file once, and transforms it and n - 1 augmentations of it."""
-        radiograph = read_radiograph(Path(sample), self._policy)
+        radiograph = read_radiograph(sample if isinstance(sample, bytes) else Path(sample), self._policy)
         digest, views = radiograph.digest, [radiograph.pixels]
         views += [augmented(radiograph.pixels, digest, view, policy) for view in range(1, n)]
         with refusing("transform", "the encoder's image transform refused it", OF_INPUTS):

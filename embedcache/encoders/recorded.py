@@ -8,12 +8,13 @@ from typing import Any
 
 from embedcache.data.radiograph import DecodePolicy
 from embedcache.data.reports import ReportPolicy
-from embedcache.encoders.base import Encoder
+from embedcache.encoders.base import Encoder, EncoderOptions
 from embedcache.encoders.load import load_encoder
 from embedcache.errors import EncoderError, FingerprintMismatchError
 from embedcache.fingerprint import fingerprint
 
 _OWN_CODE = "py:"
+_DIRECTORIES = ("hf", "open_clip", "timm", "xrv")  # sources that load a directory and run none of its code
 
 
 def load_recorded(
@@ -39,6 +40,11 @@ def load_recorded(
         FingerprintMismatchError: what is loaded is another encoder.
     """
     said, shown = record.get("loading", {}), str(record.get("name", "external"))
+    if "identity" not in record:
+        raise EncoderError(
+            f"{shown!r}: embeddings made elsewhere, whose record is no encoder's of this library: no new image can be "
+            "brought to them; extract the images with an encoder, and probe that store"
+        )
     name = encoder or _place(said, here, shown)
     found = load_encoder(
         name,
@@ -48,9 +54,9 @@ def load_recorded(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    expected = fingerprint(dict(record["identity"])) if "identity" in record else "unknown"
+    expected = fingerprint(dict(record["identity"]))
     if found.fingerprint != expected:
-        differ = [key for key, value in record.get("identity", {}).items() if found.record.identity.get(key) != value]
+        differ = [key for key, value in record["identity"].items() if found.record.identity.get(key) != value]
         raise FingerprintMismatchError(
             f"{name}: encoder fingerprint {found.fingerprint[:12]}..., expected {expected[:12]}... of {shown!r}"
             + (f", as its {', '.join(differ)} {'is another' if len(differ) == 1 else 'are others'}" if differ else "")
@@ -65,8 +71,8 @@ def _place(said: Mapping[str, Any], here: str, shown: str) -> str:
     name = str(said.get("name", ""))
     if not name:
         raise EncoderError(
-            f"{shown!r}: its record does not say how it was loaded (embeddings made elsewhere, or by an older "
-            "version); name the encoder, such as --encoder hf:DIRECTORY"
+            f"{shown!r}: its record does not say how it was loaded, as older versions did not write that; extract into "
+            "a new store, or name the encoder, such as --encoder hf:DIRECTORY, if nothing was chosen for it"
         )
     if name.startswith(_OWN_CODE):
         raise EncoderError(
@@ -74,9 +80,10 @@ def _place(said: Mapping[str, Any], here: str, shown: str) -> str:
         )
     if not said.get("is_directory"):
         return name
-    if here and Path(here.partition(":")[2]).is_dir():
-        return here
     kind = name.partition(":")[0]
+    place = Path(here.removeprefix(f"{kind}:"))
+    if here.startswith(f"{kind}:") and kind in _DIRECTORIES and place.is_absolute() and place.is_dir():
+        return here
     raise EncoderError(
         f"{shown!r}: was loaded from a directory {name.partition(':')[2]!r}, which is not "
         f"{'there any more' if here else 'known here'}; say where it is: --encoder {kind}:DIRECTORY"
@@ -85,6 +92,9 @@ def _place(said: Mapping[str, Any], here: str, shown: str) -> str:
 
 def _options(said: Mapping[str, Any]) -> dict[str, Any]:
     """As `load_encoder` takes them: of what JSON holds, lists are tuples and two policies are objects."""
+    unknown = sorted(set(said) - set(EncoderOptions.of_values()))
+    if unknown:
+        raise EncoderError(f"a record with options {', '.join(unknown)}, which this version does not know; update it")
     options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
     policies: dict[str, Any] = {"decode": DecodePolicy, "report": ReportPolicy}
     for name, policy in policies.items():

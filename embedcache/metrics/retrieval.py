@@ -33,6 +33,15 @@ def chance_recall_at(n_matches: np.ndarray, n_candidates: int, k: int) -> float:
     return float(1 - np.average(missed, weights=counts))
 
 
+def ranks_in_one_order(served: np.ndarray) -> np.ndarray:
+    """Ranks of the first match where all queries get the same order of candidates, the best there is, (q,).
+
+    Args:
+        served: how many queries each candidate is the first match of, if those that serve most come first, (m,).
+    """
+    return np.repeat(np.arange(1, len(served) + 1), np.sort(served)[::-1])
+
+
 def _all_elsewhere(n_matches: int, n: int, k: int) -> float:
     """Probability that none of k candidates drawn from n is a match."""
     return math.comb(n - n_matches, k) / math.comb(n, k)

@@ -1,74 +1,83 @@
-"""What heads say of images, as rows of a table.
+"""What heads say of an image, as columns of a table.
 
-Shape notation: b images, c outputs of a head.
+Shape notation: c outputs of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from embedcache.errors import SettingsError
 from embedcache.stage_two.kept import KeptHead
 
 Row = dict[str, object]
-Said = tuple[np.ndarray, np.ndarray]  # as of `chain`, on the host
-FAILURE = "failure"
+FILE, MASK, AREA, FAILURE = "file", "mask", "mask.area", "failure"
+_RAW, _PRESENT = ".raw", ".present"
 
 
-def answer_rows(heads: Collection[KeptHead], said: Sequence[Said], n: int) -> list[Row]:
-    """A row for each of n images, of what every head says."""
-    columns: dict[str, Sequence[object]] = {}
-    for head, (raw, calibrated) in zip(heads, said, strict=True):
-        target = head.target
-        if target.task == "multi-class":
-            columns[target.name] = [target.classes[k] for k in raw.argmax(axis=1)]
-        for k, name in enumerate(_names(head)):
-            columns[name] = calibrated[:, k].tolist()
-            columns[f"{name}.raw"] = raw[:, k].tolist()
-            if target.task != "multi-class":
-                columns[f"{name}.present"] = (raw[:, k] >= head.thresholds[k]).tolist()
-    return [{name: values[k] for name, values in columns.items()} for k in range(n)]
+def columns(heads: Collection[KeptHead], where: Path) -> dict[str, str]:
+    """Name and pandas' dtype of every column, masks included.
+
+    Args:
+        where: the run, for the message.
+
+    Raises:
+        SettingsError: two columns would have one name.
+    """
+    named = [(FILE, "object")]
+    for head in heads:
+        if head.target.task == "multi-class":
+            named.append((head.target.name, "object"))
+        for name in output_names(head):
+            named += [(name, "float64"), (name + _RAW, "float64")]
+            if head.target.task != "multi-class":
+                named.append((name + _PRESENT, "boolean"))
+    named += [(MASK, "object"), (AREA, "float64"), (FAILURE, "object")]
+    twice = [name for name, n in Counter(name for name, _ in named).items() if n > 1]
+    if twice:
+        raise SettingsError(
+            f"{where}: two columns of answers would be called {twice[0]!r}; take the folder of one label out of "
+            "probes, or name the label otherwise and probe again"
+        )
+    return dict(named)
 
 
-def table(files: Sequence[Path], rows: Sequence[Row], heads: Collection[KeptHead], *, with_masks: bool) -> pd.DataFrame:
-    """All of them, with columns that do not depend on which files could be read."""
-    frame = pd.DataFrame({"file": [str(file) for file in files]})
-    for name, kind in _columns(heads, with_masks=with_masks):
-        values = [row.get(name, "" if name == FAILURE else None) for row in rows]
-        frame[name] = pd.Series(values, dtype=kind)
-    return frame
+def answer_row(head: KeptHead, raw: np.ndarray, calibrated: np.ndarray) -> Row:
+    """What a head says of one image.
+
+    Args:
+        raw, calibrated: probabilities, (c,) each.
+    """
+    target, row = head.target, Row()
+    if target.task == "multi-class":
+        row[target.name] = target.classes[int(raw.argmax())]
+    for k, name in enumerate(output_names(head)):
+        row[name], row[name + _RAW] = float(calibrated[k]), float(raw[k])
+        if target.task != "multi-class":
+            row[name + _PRESENT] = bool(raw[k] >= head.thresholds[k])
+    return row
+
+
+def output_names(head: KeptHead) -> list[str]:
+    """The column of each output: the label's name, or with that of the class behind it."""
+    target = head.target
+    return [target.name if target.task == "binary" else f"{target.name}.{name}" for name in target.classes]
 
 
 def known_of(head: KeptHead) -> Iterator[str]:
     """What is to be known of a head's answers."""
     target = head.target
+    yield f"{target.name}: head {head.name}, fitted on {head.n_train} labels"
     lacking = [name for name, c in zip(target.classes, head.calibrators, strict=True) if c.method == "none"]
     if lacking:
         which = "" if len(lacking) == target.n_outputs else f" for {', '.join(lacking)}"
         yield f"{target.name}: not calibrated{which}, as too few labels were left to do it by"
     if head.unit != "image":
-        yield f"{target.name}: thresholds and calibration are of a {head.unit}, and each image is answered by itself"
-
-
-def _columns(heads: Collection[KeptHead], *, with_masks: bool) -> Iterator[tuple[str, str]]:
-    """Name and dtype of every column behind the file's."""
-    for head in heads:
-        if head.target.task == "multi-class":
-            yield head.target.name, "object"
-        for name in _names(head):
-            yield name, "float64"
-            yield f"{name}.raw", "float64"
-            if head.target.task != "multi-class":
-                yield f"{name}.present", "boolean"
-    if with_masks:
-        yield from (("mask", "object"), ("mask.area", "float64"))
-    yield FAILURE, "object"
-
-
-def _names(head: KeptHead) -> list[str]:
-    """The column of each output."""
-    target = head.target
-    return [target.name if target.task == "binary" else f"{target.name}.{name}" for name in target.classes]
+        fitted = "the head" if head.pool == "embedding_mean" else "thresholds and calibration"
+        yield f"{target.name}: {fitted} fitted on each {head.unit} as a whole, and each image is answered by itself"
+    if head.views != "all":
+        yield f"{target.name}: fitted on {head.views} images alone; answers for others mean nothing"

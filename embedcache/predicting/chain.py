@@ -20,11 +20,13 @@ _INT8_MAX = 127
 class AnswerChain(nn.Module):
     """Adaptor, heads and decoder of a run.
 
-    An encoder's outputs are rounded as the store had them that heads and decoder were fitted on.
+    Args:
+        rounds: whether an encoder's outputs are rounded as the store had them that heads and decoder were fitted on.
     """
 
-    def __init__(self, models: RunModels) -> None:
+    def __init__(self, models: RunModels, *, rounds: bool = True) -> None:
         super().__init__()
+        self._rounds = rounds
         self.adaptor = models.adaptor
         self.heads = nn.ModuleList(head.module() for head in models.heads.values())
         self.decoder = None if models.decoder is None else models.decoder.module()
@@ -51,17 +53,21 @@ class AnswerChain(nn.Module):
             found.append(head(features[key]))
         if tokens is None or self.decoder is None or self._kept is None:
             return found, None
-        cells = rounded(self._features(tokens, self._kept.source), _of_tokens(self._kept.source.dtype))
-        maps = cells.transpose(1, 2).unflatten(2, self._kept.grid)
+        source = self._kept.source
+        cells = self._stored(self._features(tokens, source), "float32" if source.dtype == "int8" else source.dtype)
+        maps = cells.transpose(1, 2).unflatten(2, self._kept.grid)  # rounded as `TokenFeed` keeps them
         return found, self.decoder(maps)[:, 0].sigmoid()
 
     def _features(self, outputs: Tensor, source: Source) -> Tensor:
         """(b, d) to (b, d or p), or (b, l, d) to (b, l, d or p)."""
-        stored = rounded(outputs, source.dtype)
+        stored = self._stored(outputs, source.dtype)
         if not source.adaptor_digest:
             return stored
         assert self.adaptor is not None  # `read_run` has seen it
         return self.adaptor.encode_image(stored)
+
+    def _stored(self, x: Tensor, dtype: str) -> Tensor:
+        return rounded(x, dtype) if self._rounds else x
 
 
 def rounded(x: Tensor, dtype: str) -> Tensor:
@@ -70,8 +76,3 @@ def rounded(x: Tensor, dtype: str) -> Tensor:
         scale = x.abs().amax(dim=-1, keepdim=True) / _INT8_MAX
         return torch.where(scale > 0, (x / scale).round().clamp(-_INT8_MAX, _INT8_MAX) * scale, 0.0)
     return x if dtype == "float32" else x.to(getattr(torch, dtype)).float()
-
-
-def _of_tokens(dtype: str) -> str:
-    """In what `TokenFeed` keeps an Adaptor's outputs for tokens of a stored dtype."""
-    return dtype if dtype in ("float16", "bfloat16") else "float32"

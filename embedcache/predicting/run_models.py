@@ -9,9 +9,7 @@ from pathlib import Path
 from embedcache.errors import FingerprintMismatchError, RunNotFoundError, RunStateError, some_ids
 from embedcache.stage_two.adaptor import CONFIG, Adaptor, adaptor_digest, read_adaptor
 from embedcache.stage_two.decoders import DECODERS
-from embedcache.stage_two.kept import Kept, KeptDecoder, KeptHead, Source, kept_in, read_kept
-
-_HEADS = ("mlp", "linear", "logistic")  # of several for one label the first is taken
+from embedcache.stage_two.kept import KEPT_HEADS, Kept, KeptDecoder, KeptHead, Source, kept_in, read_kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,25 +20,30 @@ class RunModels:
         adaptor: None where nothing here is behind one.
         heads: by label.
         decoder: of masks, where there is one.
+        notes: what is to be known of the choice.
     """
 
     run_dir: Path
     adaptor: Adaptor | None
     heads: Mapping[str, KeptHead]
     decoder: KeptDecoder | None
+    notes: tuple[str, ...] = ()
 
     @property
     def source(self) -> Source:
-        """What the encoder is."""
-        return (self.decoder or next(iter(self.heads.values()))).source
+        """What the encoder is, and where it was found, if any of them knows."""
+        models: list[Kept] = [*self.heads.values(), *([] if self.decoder is None else [self.decoder])]
+        sources = [model.source for model in models]
+        return next((source for source in sources if source.location), sources[0])
 
 
 def read_run(run_dir: str | Path, *, head: str | None = None, decoder: str | None = None) -> RunModels:
     """Reads a run directory, or a folder that `embedcache probe` or `embedcache segment` wrote.
 
     Args:
-        head: which of several heads of a label is taken; by default the first of `mlp`, `linear`, `logistic`.
-        decoder: likewise of `paper`, `conv`, `linear`.
+        head: which of several heads of a label is taken; by default the first of `KEPT_HEADS`. A label that does not
+            have it is answered by another, which is noted.
+        decoder: which of several decoders; by default the first of `DECODERS`.
 
     Raises:
         RunNotFoundError: nothing there that answers, or not what is asked for; says what to run.
@@ -49,13 +52,15 @@ def read_run(run_dir: str | Path, *, head: str | None = None, decoder: str | Non
     """
     folder = Path(run_dir)
     kept = list(_kept(folder))
-    heads = [k for k in kept if isinstance(k, KeptHead) and head in (None, k.name)]
+    heads = [k for k in kept if isinstance(k, KeptHead)]
     decoders = [k for k in kept if isinstance(k, KeptDecoder) and decoder in (None, k.name)]
-    if not heads and (head is not None or not decoders):
-        raise _nothing(folder, "head", head, [k.name for k in kept if isinstance(k, KeptHead)])
+    if (head is not None and head not in {k.name for k in heads}) or not (heads or decoders or decoder):
+        raise _nothing(folder, "head", head, [k.name for k in heads])
     if not decoders and decoder is not None:
         raise _nothing(folder, "decoder", decoder, [k.name for k in kept if isinstance(k, KeptDecoder)])
-    by_label = {k.target.name: k for k in sorted(heads, key=lambda k: -_HEADS.index(k.name))}
+    by_choice = sorted(heads, key=lambda k: (k.name == head, -KEPT_HEADS.index(k.name)))
+    by_label = dict(sorted({k.target.name: k for k in by_choice}.items()))  # the last of a label stays
+    notes = tuple(f"{label}: has no head {head}" for label, k in by_label.items() if head not in (None, k.name))
     decoders = sorted(decoders, key=lambda k: DECODERS.index(k.name))[:1]
     used: list[Kept] = [*by_label.values(), *decoders]
     if len({k.source.fingerprint for k in used}) > 1:
@@ -64,7 +69,7 @@ def read_run(run_dir: str | Path, *, head: str | None = None, decoder: str | Non
             f"{folder}: holds heads and decoders of several encoders ({', '.join(names)}); name the folder of one"
         )
     adaptor = _adaptor(folder, used)
-    return RunModels(folder, adaptor, dict(sorted(by_label.items())), decoders[0] if decoders else None)
+    return RunModels(folder, adaptor, by_label, decoders[0] if decoders else None, notes)
 
 
 def _kept(folder: Path) -> Iterator[Kept]:

@@ -1,31 +1,37 @@
-"""Answers for new images as a plain table: calibrated probabilities, and a mark where a label is called present."""
+"""Answers for new images as lines: a table for people, and CSV."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 
 from embedcache.report.plain_table import in_columns
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _PRESENT, _RAW = ".present", ".raw"
 
 
-def answer_text(answers: pd.DataFrame) -> str:
-    """One line for each file; `*` where the probability reaches its label's threshold."""
-    names = [str(name) for name in answers]
+def answer_text(rows: Sequence[Mapping[str, object]], names: Sequence[str]) -> str:
+    """One line for each file; `*` where the probability reaches its label's threshold.
+
+    Args:
+        names: of the columns; raw probabilities are not shown.
+    """
     shown = [name for name in names if not name.endswith((_PRESENT, _RAW))]
-    columns = []
-    for name in shown:
-        cells = ["" if value is None or value != value else _cell(value) for value in answers[name]]
-        if f"{name}{_PRESENT}" in names:
-            present = answers[f"{name}{_PRESENT}"].fillna(False).tolist()
-            cells = [f"{cell} *" if there else cell for cell, there in zip(cells, present, strict=True)]
-        columns.append([name, *cells])
+    lines = [[_cell(row.get(name)) + (" *" if row.get(name + _PRESENT) else "") for name in shown] for row in rows]
     marks = ["* reaches the threshold chosen in training"] if any(name.endswith(_PRESENT) for name in names) else []
-    return "\n".join([*in_columns(list(zip(*columns, strict=True))), *marks])
+    return "\n".join([*in_columns([shown, *lines]), *marks])
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """A line of CSV; a blank cell for None."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(["" if cell is None else cell for cell in cells])
+    return line.getvalue()
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    """A file's name that is not UTF-8 is shown with its bytes escaped."""
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value).encode("utf-8", "backslashreplace").decode()

@@ -11,7 +11,7 @@ from embedcache.report.plain_table import aligned, head_row, interval, places
 
 
 def retrieval_text(scores: pd.DataFrame) -> str:
-    """A row for each encoder, setting and direction, each metric beside what chance gives."""
+    """A row for each encoder, setting and direction, each metric beside chance and the best order for all queries."""
     parts = []
     for direction, table in scores.groupby("direction", sort=False):
         columns = table[["metric", "label"]].drop_duplicates().itertuples(index=False, name=None)
@@ -21,9 +21,10 @@ def retrieval_text(scores: pd.DataFrame) -> str:
             of = {(r["metric"], r["label"]): r for r in group.to_dict("records")}
             *names, control = map(str, key)
             rows.append([*names, control or "result", *(_cell(of[m]) if m in of else "" for m in metrics)])
-        chance = table.drop_duplicates(["metric", "label"])["chance"]
-        by_chance = [_number(value, metric) for value, (metric, _) in zip(chance, metrics, strict=True)]
-        rows.append([*[""] * len(places(table)), "chance", *by_chance])
+        once = table.drop_duplicates(["metric", "label"])
+        for column, named in (("chance", "chance"), ("one_order", "one order for all")):
+            cells = [_number(value, metric) for value, (metric, _) in zip(once[column], metrics, strict=True)]
+            rows.append([*[""] * len(places(table)), named, *cells])
         first, words = table.iloc[0], str(direction).replace("_", " ")
         parts.append(
             f"{words}: {first['n_queries']} queries among {first['n_candidates']} (95% interval over patients)\n"

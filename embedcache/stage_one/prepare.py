@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from embedcache.device import use_cores
+from embedcache.device import use_one_core
 from embedcache.encoders.base import Prepared
 from embedcache.errors import InputError
 
@@ -26,7 +26,7 @@ def in_order(jobs: Iterable[Job], *, n_threads: int, ahead: int) -> Generator[Ou
         What the job returned, or the `InputError` that it raised; any other exception ends the stream.
     """
     under_way: deque[Future[Sequence[Prepared]]] = deque()
-    pool = ThreadPoolExecutor(n_threads, "prepare", initializer=lambda: use_cores(1))
+    pool = ThreadPoolExecutor(n_threads, "prepare", initializer=use_one_core)
     try:
         for job in jobs:
             under_way.append(pool.submit(job))

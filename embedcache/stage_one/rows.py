@@ -99,7 +99,8 @@ class RowsInMaking:
             outcomes: of each id its input's digest, or why it has none.
         """
         codes, scales = to_stored(self._embeddings, self._layout.dtype)
-        faults, views = self._faults(codes, scales), self._layout.views
+        stored, dtype = from_stored(codes, self._layout.dtype, scales), self._layout.dtype
+        faults, views = unusable(self._embeddings, stored, self._unfit, dtype), self._layout.views
         kept_ids, digests, failures = [], [], []
         for k, (sample_id, outcome) in enumerate(zip(self._ids, outcomes, strict=True)):
             fault = next((faults[row] for row in range(k * views, (k + 1) * views) if row in faults), None)
@@ -128,27 +129,6 @@ class RowsInMaking:
     def _stored_dtype(self) -> np.dtype:
         return np.dtype(STORED_DTYPES[self._layout.dtype])
 
-    def _faults(self, codes: np.ndarray, scales: np.ndarray | None) -> dict[int, tuple[str, str]]:
-        """Reason and message of each row that cannot be kept."""
-        dtype, values = self._layout.dtype, self._embeddings
-        stored = from_stored(codes, dtype, scales)
-        checks = (
-            (~np.isfinite(values).all(axis=1), "not-finite", "the encoder gave NaN or infinity"),
-            (~np.isfinite(stored).all(axis=1), "overflow", f"the embedding overflows {dtype}"),
-            (self._unfit, "tokens", f"a token is not finite as {dtype}"),
-            (
-                (values.min(axis=1) == values.max(axis=1)) & (self._layout.dim > 1),
-                "constant",
-                "the encoder gave the same number throughout",
-            ),
-            ((stored == 0).all(axis=1), "zero", f"every number of the embedding is zero as {dtype}"),
-        )
-        faults: dict[int, tuple[str, str]] = {}
-        for found, reason, message in checks:
-            for k in np.flatnonzero(found):
-                faults.setdefault(int(k), (reason, message))
-        return faults
-
     def _kept_tokens(self, kept: Sequence[int]) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
         """Tokens, for texts their offsets, and for int8 their scales, of the kept rows."""
         if self._layout.tokens is None:
@@ -166,6 +146,32 @@ class RowsInMaking:
         offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64)
         empty = np.zeros((0, self._layout.tokens.dim), self._stored_dtype)
         return np.concatenate([empty, *tokens]), offsets, scales
+
+
+def unusable(values: np.ndarray, stored: np.ndarray, bad_tokens: np.ndarray, dtype: str) -> dict[int, tuple[str, str]]:
+    """Reason and message of each row of which nothing can be learnt or told.
+
+    Args:
+        values: embeddings as the encoder gave them, (n, d).
+        stored: the same as a store of this dtype gives them back.
+        bad_tokens: which rows have a token that is not finite, (n,) bool.
+    """
+    checks = (
+        (~np.isfinite(values).all(axis=1), "not-finite", "the encoder gave NaN or infinity"),
+        (~np.isfinite(stored).all(axis=1), "overflow", f"the embedding overflows {dtype}"),
+        (bad_tokens, "tokens", f"a token is not finite as {dtype}"),
+        (
+            (values.min(axis=1) == values.max(axis=1)) & (values.shape[1] > 1),
+            "constant",
+            "the encoder gave the same number throughout",
+        ),
+        ((stored == 0).all(axis=1), "zero", f"every number of the embedding is zero as {dtype}"),
+    )
+    faults: dict[int, tuple[str, str]] = {}
+    for found, reason, message in checks:
+        for k in np.flatnonzero(found):
+            faults.setdefault(int(k), (reason, message))
+    return faults
 
 
 def _rows(array: np.ndarray, kept: Sequence[int]) -> np.ndarray:

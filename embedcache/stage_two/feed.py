@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedcache.device import moved
+from embedcache.device import moved, use_one_core
 from embedcache.resources import available_bytes
 from embedcache.stage_two.batches import Plan
 from embedcache.stage_two.distributed import Share, processes_here
@@ -256,8 +256,8 @@ def room_for(device: str) -> float:
 
 
 def ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The same items, the next of them made in a thread while one is used."""
-    with ThreadPoolExecutor(1) as thread:
+    """The same items, the next of them made in a thread, on one core, while one is used."""
+    with ThreadPoolExecutor(1, initializer=use_one_core) as thread:
         pending = thread.submit(next, items, None)
         while (item := pending.result()) is not None:
             pending = thread.submit(next, items, None)

@@ -6,11 +6,11 @@ Shape notation: b samples, d feature width, c outputs, g x g' the token grid, H 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import quote
 
 import torch
 from safetensors import SafetensorError
@@ -21,12 +21,13 @@ from embedcache.stage_two.calibrating import Calibrator
 from embedcache.stage_two.decoders import make_decoder
 from embedcache.stage_two.files import read_tensors, write_tensors
 from embedcache.stage_two.heads import TRAINED, HeadStack
-from embedcache.stage_two.probe_config import Unit
+from embedcache.stage_two.probe_config import Pool, Unit, Views
 from embedcache.stage_two.targets import Target
-from embedcache.store.location import read_location
+from embedcache.store.location import read_location, write_location
 from embedcache.store.store import Store
 
 Kind = Literal["head", "decoder"]
+KEPT_HEADS = ("mlp", "linear", "logistic")  # in the order in which they are taken where nobody chooses
 
 _LARGEST_LOGIT = 30.0  # as calibration was fitted
 
@@ -38,7 +39,7 @@ class Source:
     Args:
         encoder: record of the encoder, as the store has it.
         fingerprint: of that encoder.
-        location: where it was found on the machine that encoded, where it came from a directory.
+        location: where it was found on this machine, where it came from a directory; not kept with the rest.
         dtype: stored dtype that its outputs were rounded to.
         adaptor_digest: of the weights of the Adaptor behind it, see `adaptor_digest`; blank for none.
     """
@@ -63,8 +64,7 @@ class KeptHead:
     Args:
         name: `linear`, `mlp` or `logistic`.
         target: what it tells.
-        unit: what its thresholds and calibration were chosen on.
-        dim: d.
+        unit, pool, views: what it was probed on, as of `ProbeConfig`.
         n_train: labels that it was fitted on.
         thresholds: of the probability, from which each output is called present, c of them.
         calibrators: of each output.
@@ -74,16 +74,22 @@ class KeptHead:
     name: str
     target: Target
     unit: Unit
-    dim: int
+    pool: Pool
+    views: Views
     n_train: int
     thresholds: tuple[float, ...]
     calibrators: tuple[Calibrator, ...]
     source: Source
     state: Mapping[str, Tensor]
 
+    @property
+    def dim(self) -> int:
+        """d."""
+        return len(self.state["feature_mean"])
+
     def module(self) -> HeadModule:
-        """Features to probabilities, in evaluation mode."""
-        return HeadModule(self).eval()
+        """Features to probabilities, frozen."""
+        return HeadModule(self).eval().requires_grad_(False)
 
 
 class HeadModule(nn.Module):
@@ -110,8 +116,9 @@ class HeadModule(nn.Module):
         """Features (b, d) to probabilities as the head says them, and calibrated, (b, c) each."""
         logits = self.stack((x - self.feature_mean) / self.feature_deviation)[0]
         p = logits.softmax(dim=-1) if self._is_multi_class else logits.sigmoid()
-        if self._is_multi_class:
-            logits = torch.log(p) - torch.log1p(-p)
+        if self._is_multi_class:  # the log odds of each class against all others
+            itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            logits = logits - logits.unsqueeze(-2).masked_fill(itself, -torch.inf).logsumexp(dim=-1)
         mended = self.slope * logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT) + self.intercept
         return p, mended.sigmoid()
 
@@ -136,10 +143,10 @@ class KeptDecoder:
     state: Mapping[str, Tensor]
 
     def module(self) -> nn.Module:
-        """Feature maps (b, c, g, g') to logits (b, 1, H, W), in evaluation mode."""
+        """Feature maps (b, c, g, g') to logits (b, 1, H, W), frozen."""
         decoder = make_decoder(self.name, self.dim, self.grid, self.size)
         decoder.load_state_dict(dict(self.state))
-        return decoder.eval()
+        return decoder.eval().requires_grad_(False)
 
 
 Kept = KeptHead | KeptDecoder
@@ -152,14 +159,17 @@ def write_kept(path: Path, kept: Kept) -> None:
         OutputError: it cannot be written.
     """
     said = {name: value for name, value in vars(kept).items() if name not in ("state", "source", "target")}
+    source = {name: value for name, value in asdict(kept.source).items() if name != "location"}
     if isinstance(kept, KeptHead):
         said |= {"target": asdict(kept.target), "calibrators": [asdict(c) for c in kept.calibrators]}
     kind = "head" if isinstance(kept, KeptHead) else "decoder"
-    write_tensors(path, kept.state, {kind: json.dumps({**said, "source": asdict(kept.source)})})
+    write_tensors(path, kept.state, {kind: json.dumps({**said, "source": source})})
 
 
 def write_all(folder: Path, kind: Kind, kept: Mapping[str, Kept]) -> None:
     """Writes each as `<kind>-<name>.safetensors`; those of an earlier call that are not among them go.
+
+    Where an encoder came from a directory, that is noted beside them, as beside a store.
 
     Raises:
         OutputError: they cannot be written there.
@@ -167,6 +177,8 @@ def write_all(folder: Path, kind: Kind, kept: Mapping[str, Kept]) -> None:
     written = {folder / f"{kind}-{name}.safetensors": model for name, model in kept.items()}
     for path, model in written.items():
         write_kept(path, model)
+        if model.source.location:
+            write_location(folder, model.source.location)
     for path in set(folder.glob(f"{kind}-*.safetensors")) - set(written):
         path.unlink(missing_ok=True)
 
@@ -178,7 +190,8 @@ def kept_in(folder: Path) -> list[Path]:
 
 def probe_folder(run_dir: Path, label: str) -> Path:
     """The folder of a run for what a probe of a label gives."""
-    return run_dir / "probes" / re.sub(r"[^\w +-]", "_", label)
+    name = quote(label, safe=" +,()")
+    return run_dir / "probes" / (name if name.strip(".") else name.replace(".", "%2E"))
 
 
 def read_kept(path: Path) -> Kept:
@@ -189,32 +202,48 @@ def read_kept(path: Path) -> Kept:
     """
     try:
         state, metadata = read_tensors(path)
-        if "head" in metadata:
-            return _head(json.loads(metadata["head"]), state)
-        return _decoder(json.loads(metadata["decoder"]), state)
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        kind = "head" if "head" in metadata else "decoder"
+        said = json.loads(metadata[kind])
+        source = Source(**said["source"], location=read_location(path.parent))
+        found = _head(said, source, state) if kind == "head" else _decoder(said, source, state)
+        found.module()  # whether its weights fit together
+        return found
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise RunStateError(
             f"{path}: cannot be read as a head or decoder ({type(error).__name__}); run 'embedcache probe' or "
             "'embedcache segment' again"
         ) from error
 
 
-def _head(said: dict[str, Any], state: dict[str, Tensor]) -> KeptHead:
+def _head(said: dict[str, Any], source: Source, state: dict[str, Tensor]) -> KeptHead:
     told = said["target"]
     target = Target(told["name"], told["task"], tuple(told["labels"]), tuple(told["classes"]))
     calibrators = tuple(Calibrator(**c) for c in said["calibrators"])
     if not len(calibrators) == len(said["thresholds"]) == target.n_outputs:
         raise ValueError("thresholds or calibrations for other outputs")
     thresholds = tuple(map(float, said["thresholds"]))
+    for name, known in (
+        ("name", KEPT_HEADS),
+        ("unit", get_args(Unit)),
+        ("pool", get_args(Pool)),
+        ("views", get_args(Views)),
+    ):
+        if said[name] not in known:
+            raise ValueError(f"{name} {said[name]!r}")
     return KeptHead(
-        str(said["name"]), target, said["unit"], int(said["dim"]), int(said["n_train"]), thresholds, calibrators,
-        Source(**said["source"]), state,
+        said["name"], target, said["unit"], said["pool"], said["views"], int(said["n_train"]), thresholds, calibrators,
+        source, state,
     )  # fmt: skip
 
 
-def _decoder(said: dict[str, Any], state: dict[str, Tensor]) -> KeptDecoder:
+def _decoder(said: dict[str, Any], source: Source, state: dict[str, Tensor]) -> KeptDecoder:
     (rows, columns), (height, width) = said["grid"], said["size"]
-    return KeptDecoder(
+    kept = KeptDecoder(
         str(said["name"]), int(said["dim"]), (int(rows), int(columns)), (int(height), int(width)),
-        float(said["threshold"]), Source(**said["source"]), state,
+        float(said["threshold"]), source, state,
     )  # fmt: skip
+    with torch.device("meta"):  # so that nothing is as large as a file says before its weights are
+        expected = make_decoder(kept.name, kept.dim, kept.grid, kept.size).state_dict()
+    if {name: value.shape for name, value in expected.items()} != {name: value.shape for name, value in state.items()}:
+        raise ValueError("weights of other shapes")
+    return kept

@@ -319,12 +319,13 @@ class _Probe:
             head,
             target,
             self.config.unit,
-            dim,
+            self.config.pool,
+            self.config.views,
             len(budget.rows),
             tuple(told.thresholds[0].tolist()),
             tuple(Calibrator.fitted("platt", chosen, k, target) for k in range(target.n_outputs)),
             Source.of(self.store, adaptor_digest(self.adaptor)),
-            {**answer.state, "feature_mean": mean.expand(dim), "feature_deviation": deviation.expand(dim)},
+            {**answer.state, "feature_mean": mean.expand(dim).cpu(), "feature_deviation": deviation.expand(dim).cpu()},
         )
 
     def _answers(self, x: Tensor, head: str, some: Sequence[Budget], asked: np.ndarray) -> list[Answer]:

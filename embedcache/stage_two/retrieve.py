@@ -6,7 +6,7 @@ Shape notation: n pairs of the split, m distinct texts, p width of the shared sp
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from embedcache.device import full_precision, pick_device
 from embedcache.errors import ManifestError, SettingsError, TrainingError, some_ids
 from embedcache.metrics.classification import ratio, totals
 from embedcache.metrics.intervals import PatientDraws, Sampled, Score, bootstrap, over_patients
-from embedcache.metrics.retrieval import chance_recall_at, precision_at, weighted_medians
+from embedcache.metrics.retrieval import chance_recall_at, precision_at, ranks_in_one_order, recall_at, weighted_medians
 from embedcache.output import write_tables
 from embedcache.stage_two.adaptor import Adaptor, read_adaptor
 from embedcache.stage_two.alignment import embed_pairs, unfit_pairs
@@ -46,7 +46,8 @@ class RetrievalResult:
             scored sentence by sentence), direction (`image_to_report`,
             `report_to_image`), metric (`recall@k`; `median_rank` of the first match, from 1; `precision@k` of a label:
             the share of the best k that have it, over queries that have it) and `label`: `value`, `low`, `high`,
-            `chance`, `n_queries`, `n_candidates`.
+            `chance` (of a random order), `one_order` (of the best order that is the same for every query, such as
+            the commonest text first; undefined for precision), `n_queries`, `n_candidates`.
         matches: of the result, a row per query and rank up to 10: `direction`, `query`, `rank`, `match`,
             `is_own`, and `first_own`, the rank of its own first match. Texts go by the id of their first report.
         warning: one line where the manifest's splits share patients or files; blank where they do not.
@@ -170,36 +171,39 @@ class _Scoring:
         self._text_of, self._values, self._config = found.text_of, values, config
         counts = np.bincount(found.text_of)
         self._directions = {
-            "image_to_report": (found.to_text, np.ones(len(groups), np.int64), len(counts), groups),
-            "report_to_image": (found.to_image, counts, len(groups), groups[found.first]),
+            "image_to_report": (found.to_text, np.ones(len(groups), np.int64), counts, groups),
+            "report_to_image": (found.to_image, counts, np.ones(len(groups), np.int64), groups[found.first]),
         }
 
     def table(self, control: str) -> pd.DataFrame:
         """Rows of `RetrievalResult.scores`."""
         rows: list[dict[str, object]] = []
-        for direction, (found, n_matches, n_candidates, groups) in self._directions.items():
+        for direction, (found, n_matches, n_asking, groups) in self._directions.items():
             draws = PatientDraws(groups, self._config.n_draws, seed=0)
-            counts = {"n_queries": len(found.ranks), "n_candidates": n_candidates}
-            for metric, label, sampled, chance, n_queries in self._scores(
-                direction, found, n_matches, n_candidates, draws
-            ):
-                interval = asdict(over_patients(sampled))
-                rows.append(
-                    {"control": control, "direction": direction, "metric": metric, "label": label, **interval}
-                    | {"chance": chance, **counts, "n_queries": n_queries}
-                )
+            for of_metric, sampled in self._scores(direction, found, n_matches, n_asking, draws):
+                names = {"control": control, "direction": direction, **of_metric}
+                rows.append(names | asdict(over_patients(sampled)) | {"n_candidates": len(n_asking)})
         return pd.DataFrame(rows)
 
     def _scores(
-        self, direction: str, found: Found, n_matches: np.ndarray, n_candidates: int, draws: PatientDraws
-    ) -> list[tuple[str, str, Sampled, float, int]]:
-        rows = []
+        self, direction: str, found: Found, n_matches: np.ndarray, n_asking: np.ndarray, draws: PatientDraws
+    ) -> Iterator[tuple[dict[str, object], Sampled]]:
+        """Each metric, with what chance gives, and its values.
+
+        Args:
+            n_matches: candidates that match each query, (q,).
+            n_asking: queries that each candidate matches, (candidates,).
+        """
+        n_candidates, n_queries = len(n_asking), len(found.ranks)
+        # of images that share a text only the first serves its query
+        in_one_order = ranks_in_one_order(n_asking if direction == "image_to_report" else np.ones(n_queries, np.int64))
         for k in self._config.at:
             hits = bootstrap(_mean_of((found.ranks <= k).astype(np.float64)), draws)
-            rows.append((f"recall@{k}", "", hits, chance_recall_at(n_matches, n_candidates, k), len(found.ranks)))
+            chance, fixed = chance_recall_at(n_matches, n_candidates, k), recall_at(in_one_order, k)
+            yield _named(f"recall@{k}", "", chance, fixed, n_queries), hits
         median = bootstrap(lambda weights: weighted_medians(found.ranks, weights), draws)
-        once = bool((n_matches == 1).all())
-        rows.append(("median_rank", "", median, (n_candidates + 1) / 2 if once else math.nan, len(found.ranks)))
+        chance = (n_candidates + 1) / 2 if (n_matches == 1).all() else math.nan
+        yield _named("median_rank", "", chance, float(np.median(in_one_order)), n_queries), median
         for label, of_images in self._values.items():
             of_texts = pd.Series(of_images).groupby(self._text_of).mean().to_numpy()
             queries, candidates = (of_images, of_texts) if direction == "image_to_report" else (of_texts, of_images)
@@ -210,9 +214,13 @@ class _Scoring:
                 if k > found.top.shape[1]:
                     continue
                 precision = np.where(asking, precision_at(candidates, found.top[:, :k]), np.nan)
-                sampled = bootstrap(_mean_of(precision), draws)
-                rows.append((f"precision@{k}", label, sampled, float(np.nanmean(candidates)), int(asking.sum())))
-        return rows
+                chance = float(np.nanmean(candidates))
+                named = _named(f"precision@{k}", label, chance, math.nan, int(asking.sum()))
+                yield named, bootstrap(_mean_of(precision), draws)
+
+
+def _named(metric: str, label: str, chance: float, one_order: float, n_queries: int) -> dict[str, object]:
+    return {"metric": metric, "label": label, "chance": chance, "one_order": one_order, "n_queries": n_queries}
 
 
 def _mean_of(values: np.ndarray) -> Score:

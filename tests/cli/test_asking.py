@@ -73,7 +73,14 @@ def test_retrieve_prints_chance_beside_recall(made: dict[str, Path], tmp_path: P
     asked = ("retrieve", made["manifest"], made["image"], made["text"], "--run-dir", made["run"], "--label", "y")
     done = call(*asked, "--set", "at=1,5", "--set", "n_draws=50", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    for said in ("image to report: 15 queries among 15", "recall@5", "median_rank", "precision@1 of y", "chance"):
+    for said in (
+        "image to report: 15 queries among 15",
+        "recall@5",
+        "median_rank",
+        "precision@1 of y",
+        "chance",
+        "one order for all",
+    ):
         assert said in done.output
     assert len(pd.read_parquet(tmp_path / "out" / "matches.parquet")) == 2 * 15 * 10
     said = json.loads(call(*asked, "--json").stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from io import StringIO
 from pathlib import Path
 
@@ -77,11 +78,12 @@ def test_a_run_is_written_as_a_graph(made: dict[str, Path], tmp_path: Path) -> N
     )
     done = call("export", tmp_path / "p", tmp_path / "p.onnx", "--onnx", "--head", "logistic")
     assert done.exit_code == 0, done.output
-    assert "outputs opacity, opacity.raw; at most" in done.stdout
+    assert "outputs embedding, opacity, opacity.raw; at most" in done.stdout
+    assert "note: opacity: head logistic, fitted on" in done.stderr
     assert (tmp_path / "p.onnx").stat().st_size > 100_000
-    assert json.loads(call("export", tmp_path / "p", tmp_path / "q.onnx", "--onnx", "--json").stdout) == [
-        str(tmp_path / "q.onnx")
-    ]
+    said = json.loads(call("export", tmp_path / "p", tmp_path / "q.onnx", "--onnx", "--json").stdout)
+    assert said["files"] == [str(tmp_path / "q.onnx")]
+    assert said["difference"] <= 1e-4
     for wrong, message in (
         (("--onnx", "--kind", "npy"), "--kind npy is of a store"),
         (("--head", "mlp"), "--head is of a run; give --onnx as well"),
@@ -91,7 +93,19 @@ def test_a_run_is_written_as_a_graph(made: dict[str, Path], tmp_path: Path) -> N
         assert message in done.output
 
 
+def test_a_name_that_is_no_text_is_printed_all_the_same(made: dict[str, Path], tmp_path: Path) -> None:
+    assert call("probe", made["m.parquet"], made["image"], "--label", "opacity", *QUICK, "--out", tmp_path / "p")
+    odd = os.fsdecode(b"odd\xff.png")
+    (tmp_path / odd).write_bytes((made["root"] / "s001.png").read_bytes())
+    assert b"odd\xff.png,0." in call("predict", tmp_path / "p", tmp_path / odd, "--csv").stdout_bytes
+    assert json.loads(call("predict", tmp_path / "p", tmp_path / odd, "--json").stdout)[0]["file"].endswith(odd)
+    assert "odd\\udcff.png" in call("predict", tmp_path / "p", tmp_path / odd).stdout
+
+
 def test_what_does_not_answer_is_refused(made: dict[str, Path]) -> None:
+    done = call("export", made["run"], made["run"] / "x.parquet")
+    assert done.exit_code == 2
+    assert "is a run and no store; give --onnx" in done.output
     done = call("predict", made["run"], made["root"] / "s001.png")
     assert done.exit_code == 2
     assert "no head there that answers for new images" in done.output

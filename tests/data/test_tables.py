@@ -19,8 +19,8 @@ PLAIN = b"id, runs,note\n007,1 2,NA\nx,-1,\n"
         PLAIN,
         b"\xef\xbb\xbf" + PLAIN,
         PLAIN.replace(b"\n", b"\r\n"),
-        gzip.compress(PLAIN),
-        gzip.compress(b"\xef\xbb\xbf" + PLAIN.replace(b"\n", b"\r\n")),
+        gzip.compress(PLAIN, mtime=0),
+        gzip.compress(b"\xef\xbb\xbf" + PLAIN.replace(b"\n", b"\r\n"), mtime=0),
         PLAIN.replace(b"\n", b",\n"),  # a trailing comma on every line
         PLAIN.replace(b"x,-1,\n", b"x,-1"),  # a short last row
         b",id, runs,note\n0,007,1 2,NA\n1,x,-1,\n",  # pandas' row numbers
@@ -60,7 +60,7 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
         (b"a,b\n1,2\n", r"no column id, EncodedPixels or runs; it has a, b\. Is it the official file"),
         (b"id,runs\n1,\xff\n", r"not UTF-8 at line 2 \(byte 10\)"),
         ("id,runs\n1,2\n".encode("utf-16"), "not UTF-8 but UTF-16"),
-        (gzip.compress(PLAIN)[:-12], "cut short or damaged"),
+        (gzip.compress(PLAIN, mtime=0)[:-12], "cut short or damaged"),
         (b"\x1f\x8bno gzip", "cut short or damaged|not a readable"),
         (b"id,runs,\n1,2,3\n", "column 3 has values and no name"),
         (b"", "it is empty"),

@@ -25,6 +25,7 @@ N = 60
 class Run:
     manifest: Manifest
     run_dir: Path
+    checkpoint: Path
     image: Store
     probed: dict[str, pd.DataFrame]
     masks: pd.DataFrame
@@ -35,7 +36,7 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, image_encoder, text_encoder) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, image_encoder, text_encoder) -> Run:
     """60 oblong images of 30 patients, a bright square in half of them; PNG and JPEG."""
     root, rng, rows = tmp_path_factory.mktemp("run"), np.random.default_rng(0), []
     for k in range(N):
@@ -89,4 +90,5 @@ def run(tmp_path_factory: pytest.TempPathFactory, image_encoder, text_encoder) -
     )
     masks = embedcache.segment(manifest, root / "image", run_dir=run_dir, config=decoders)
     masks.write(run_dir / "masks")
-    return Run(manifest, run_dir, embedcache.open_store(root / "image"), probed, masks.images)
+    store = embedcache.open_store(root / "image")
+    return Run(manifest, run_dir, checkpoints / "vit", store, probed, masks.images)

@@ -14,11 +14,12 @@ import torch
 import embedcache
 from embedcache import Predictor
 from embedcache.encoders.image import ImageEncoder
-from embedcache.errors import SettingsError, TrainingError
+from embedcache.errors import ExportError, OutputError, SettingsError
 from embedcache.predicting import exporting
+from embedcache.predicting.chain import AnswerChain
 from embedcache.predicting.exporting import export_onnx
 
-OUTPUTS = ["kind", "kind.raw", "opacity", "opacity.raw", "two", "two.raw", "mask"]
+OUTPUTS = ["embedding", "kind", "kind.raw", "opacity", "opacity.raw", "two", "two.raw", "mask"]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,7 @@ def test_the_graph_says_of_images_what_predict_says(run, exported: Path) -> None
     assert [output.name for output in session.get_outputs()] == OUTPUTS
     predictor = Predictor(run.run_dir, device="cpu")
     assert isinstance(predictor.encoder, ImageEncoder)
+    predictor._chain = AnswerChain(predictor.models, rounds=False)  # a graph rounds nothing
     for k in (1, 2, 7):
         files = [run.file(f"s{i:03d}") for i in range(k)]
         pixels = np.stack([predictor.encoder.prepare(file).inputs.numpy() for file in files])
@@ -50,6 +52,7 @@ def test_the_graph_says_of_images_what_predict_says(run, exported: Path) -> None
             found["kind.raw"], answers[[f"kind.{c}.raw" for c in ("first", "second", "third")]], atol=1e-4
         )
         encoded = predictor.encoder.encode([predictor.encoder.prepare(file) for file in files], tokens=True)
+        np.testing.assert_allclose(found["embedding"], encoded.embeddings, atol=1e-4)
         with torch.inference_mode():
             _, masks = predictor._chain(torch.from_numpy(encoded.embeddings), torch.from_numpy(encoded.tokens))
         np.testing.assert_allclose(found["mask"], masks.numpy(), atol=1e-4)
@@ -72,13 +75,14 @@ def test_encoders_and_stores_of_other_kinds(run, checkpoints: Path, tmp_path: Pa
     config = embedcache.ProbeConfig(heads=("logistic",), fractions=(1.0,), n_seeds=1, n_draws=20, controls=())
     embedcache.probe(run.manifest, tmp_path / "store", label="kind", config=config).write(tmp_path / "probe")
     found = export_onnx(tmp_path / "probe", tmp_path / "deep" / "probe.onnx")
-    assert found.outputs == ("kind", "kind.raw")
+    assert found.outputs == ("embedding", "kind", "kind.raw")
     session = onnxruntime.InferenceSession(str(found.files[0]), providers=["CPUExecutionProvider"])
     predictor = Predictor(tmp_path / "probe", device="cpu")
+    predictor._chain = AnswerChain(predictor.models, rounds=False)  # a graph rounds nothing
     files = [run.file(f"s{i:03d}") for i in range(5)]
     pixels = np.stack([predictor.encoder.prepare(file).inputs.numpy() for file in files])
     answers = predictor.predict(files)[[f"kind.{c}" for c in ("first", "second", "third")]]
-    np.testing.assert_allclose(session.run(None, {"pixels": pixels})[0], answers, atol=1e-4)
+    np.testing.assert_allclose(session.run(["kind"], {"pixels": pixels})[0], answers, atol=1e-4)
 
 
 def test_large_weights_lie_in_a_second_file(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,17 +98,42 @@ def test_large_weights_lie_in_a_second_file(run, tmp_path: Path, monkeypatch: py
 
 
 def test_a_graph_that_differs_is_not_written(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that is a little off, and an encoder that is."""
     real = exporting._write
 
-    def other(graph, *rest):
+    def other_head(graph, *rest):
         real(graph, *rest)
         with torch.no_grad():
             next(iter(graph.chain.heads)).intercept += 0.01
 
-    monkeypatch.setattr(exporting, "_write", other)
-    with pytest.raises(TrainingError, match=r"up to .* from torch's, expected at most 0.0001; nothing was written"):
-        export_onnx(run.run_dir, tmp_path / "run.onnx")
-    assert not list(tmp_path.iterdir())
+    def other_encoder(graph, *rest):
+        real(graph, *rest)
+        with torch.no_grad():
+            for weights in graph.encoder.model.parameters():
+                weights.mul_(1.01)
+
+    for other in (other_head, other_encoder):
+        monkeypatch.setattr(exporting, "_write", other)
+        with pytest.raises(ExportError, match=r"up to .* from torch's, expected at most 0.0001; nothing was written"):
+            export_onnx(run.run_dir, tmp_path / "run.onnx")
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_said(run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="nothing can be made there"):
+        export_onnx(run.run_dir, tmp_path / "file" / "run.onnx")
+    with pytest.raises(OutputError, match="cannot be written"):
+        export_onnx(run.run_dir, tmp_path / ("x" * 300))
+
+
+def test_a_graph_of_a_coarse_encoder_says_so(run, tmp_path: Path) -> None:
+    encoder = embedcache.load_encoder(f"hf:{run.checkpoint}", device="cpu", compute_dtype="bfloat16")
+    embedcache.extract(run.manifest, encoder, tmp_path / "store")
+    config = embedcache.ProbeConfig(heads=("logistic",), fractions=(1.0,), n_seeds=1, n_draws=20, controls=())
+    embedcache.probe(run.manifest, tmp_path / "store", label="opacity", config=config).write(tmp_path / "probe")
+    found = export_onnx(tmp_path / "probe", tmp_path / "probe.onnx")
+    assert found.notes[-1].startswith("the encoder computed in bfloat16, the graph computes in float32")
 
 
 def test_a_missing_package_is_named(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

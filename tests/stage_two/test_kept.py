@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import SETS
+from made import KIND, SETS
 
 import embedcache
 from embedcache import ProbeConfig, TrainConfig
@@ -18,7 +18,7 @@ from embedcache.stage_two.calibrating import Calibrator
 from embedcache.stage_two.decoders import make_decoder
 from embedcache.stage_two.files import write_tensors
 from embedcache.stage_two.heads import HeadConfig
-from embedcache.stage_two.kept import KeptDecoder, KeptHead, Source, read_kept, write_kept
+from embedcache.stage_two.kept import KeptDecoder, KeptHead, Source, probe_folder, read_kept, write_kept
 
 CONFIG = ProbeConfig(
     n_seeds=2,
@@ -77,6 +77,33 @@ def test_a_head_that_is_kept_says_what_it_said_of_the_test_images(
         np.testing.assert_allclose(np.tile(head.thresholds, len(rows)), table["threshold"], rtol=1e-6)
 
 
+def test_a_class_that_is_almost_sure_is_calibrated_as_in_double_precision() -> None:
+    """Probabilities of 1 in single precision still differ in their log odds."""
+    weights = torch.eye(3)[None] * torch.tensor([1.0, 1.0, 1.0])
+    state = {
+        "out": weights, "bias": torch.zeros(1, 1, 3), "feature_mean": torch.zeros(3), "feature_deviation": torch.ones(3)
+    }  # fmt: skip
+    fitted = tuple(
+        Calibrator(*of) for of in (("platt", 0.1, 0.0, 0.3), ("platt", 0.2, 0.5, 0.3), ("none", 1.0, 0.0, np.nan))
+    )
+    head = KeptHead("linear", KIND, "image", "embedding_mean", "all", 9, (0.5,) * 3, fitted, SOURCE, state)
+    x = torch.tensor([[18.0, 0, 0], [24.0, 1, -3], [0, 17.5, 2], [-1, 0, 1]])
+    raw, calibrated = head.module()(x)
+    p = KIND.probabilities(x.double().numpy())
+    np.testing.assert_allclose(raw.numpy(), p, atol=1e-6)
+    expected = np.stack([c(p[:, k]) for k, c in enumerate(fitted)], axis=1)
+    np.testing.assert_allclose(calibrated.numpy(), expected, atol=1e-5)
+
+
+def test_labels_have_folders_of_their_own(tmp_path: Path) -> None:
+    labels = ["pneumonia", "Lung Opacity", "a/b", "a_b", "..", ".", "../x", "50%", "é", "Pleural Other (new)"]
+    folders = [probe_folder(tmp_path, label) for label in labels]
+    assert [folder.name for folder in folders[:2]] == ["pneumonia", "Lung Opacity"]
+    assert len(set(folders)) == len(labels)
+    assert all(folder.parent.resolve() == tmp_path / "probes" for folder in folders)
+    assert all(folder.resolve().parent == tmp_path / "probes" for folder in folders)
+
+
 def test_views_side_by_side_keep_no_head(world) -> None:
     views = np.where(np.arange(400) % 2, "LATERAL", "PA")
     manifest = world.manifest.with_frame(world.manifest.frame.assign(view=views, study=world.manifest.frame["patient"]))
@@ -95,14 +122,18 @@ def test_a_decoder_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_other_and_damaged_files_are_refused(world, tmp_path: Path) -> None:
-    write_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)})
-    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    write_tensors(tmp_path / "half.safetensors", {"x": torch.zeros(2)}, {"head": '{"name": "linear"}'})
-    result = embedcache.probe(
-        world.manifest, world.image, label="y", config=replace(CONFIG, heads=("logistic",), n_seeds=1)
-    )
-    head = result.kept["logistic"]
-    write_kept(tmp_path / "two.safetensors", replace(head, calibrators=(Calibrator("none", 1.0, 0.0, 0.5),) * 2))
-    for name in ("other", "bad", "half", "two"):
-        with pytest.raises(RunStateError, match=rf"{name}.safetensors: cannot be read as a head or decoder"):
-            read_kept(tmp_path / f"{name}.safetensors")
+    one = replace(CONFIG, heads=("logistic",), n_seeds=1)
+    head = embedcache.probe(world.manifest, world.image, label="y", config=one).kept["logistic"]
+    module = make_decoder("conv", 6, (4, 4), (16, 16))
+    decoder = KeptDecoder("conv", 6, (4, 4), (16, 16), 0.4, SOURCE, module.state_dict())
+    write_tensors(tmp_path / "other", {"x": torch.zeros(2)})
+    (tmp_path / "bad").write_bytes(b"nothing")
+    write_tensors(tmp_path / "half", {"x": torch.zeros(2)}, {"head": '{"name": "linear"}'})
+    write_kept(tmp_path / "two", replace(head, calibrators=(Calibrator("none", 1.0, 0.0, 0.5),) * 2))
+    write_kept(tmp_path / "named", replace(head, name="forest"))
+    write_kept(tmp_path / "unit", replace(head, unit="hospital"))
+    write_kept(tmp_path / "shape", replace(head, state={**head.state, "out": torch.zeros(1, 3, 1)}))
+    write_kept(tmp_path / "huge", replace(decoder, size=(10**6, 10**6), dim=10**9))
+    for name in ("other", "bad", "half", "two", "named", "unit", "shape", "huge"):
+        with pytest.raises(RunStateError, match=rf"{name}: cannot be read as a head or decoder"):
+            read_kept(tmp_path / name)

@@ -50,7 +50,7 @@ def test_pairs_that_belong_together_are_found_and_by_others_not(world: World, ru
     for direction in ("image_to_report", "report_to_image"):
         first = value(result.scores, direction, "recall@1")
         assert first["value"] == 1.0  # the image's first eight values are the text's
-        assert first["chance"] == pytest.approx(1 / 80)
+        assert first["chance"] == first["one_order"] == pytest.approx(1 / 80)
         assert (first["n_queries"], first["n_candidates"]) == (80, 80)
         assert value(result.scores, direction, "median_rank")["value"] == 1
         assert value(result.scores, direction, "median_rank")["chance"] == 40.5
@@ -95,6 +95,10 @@ def test_equal_texts_are_one_candidate(world: World, run_dir: Path) -> None:
     row = value(result.scores, "image_to_report", "recall@1")
     assert row["n_candidates"] == 2
     assert row["chance"] == 0.5
+    positive = frame.loc[frame["split"] == "test", "label.y"].mean()
+    assert row["one_order"] == pytest.approx(max(positive, 1 - positive))  # the commoner text, named always
+    assert value(result.scores, "image_to_report", "median_rank")["one_order"] == 1
+    assert value(result.scores, "report_to_image", "recall@1")["one_order"] == 0.5
     assert value(result.scores, "report_to_image", "recall@1")["n_queries"] == 2
     assert value(result.scores, "image_to_report", "recall@5")["value"] == 1
 
