@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network must fail
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others: before torch counts the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _number in (signal.SIGINT, signal.SIGHUP):  # ignored by a suite in the background; its children must not
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.SIG_DFL)
