@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
@@ -98,6 +99,9 @@ def run(
         return
     click.echo("\n" + run_text(result.tables))
     click.echo(f"\nrun directory: {result.run_dir}")
+    pair = result.scores.iloc[0]
+    answering = result.run_dir / f"{pair['image']}+{pair['text']}"
+    click.echo(f"for new images: embedcache predict {shlex.quote(str(answering))} FILE ...")
 
 
 @main.command()

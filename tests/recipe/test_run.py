@@ -94,7 +94,7 @@ def test_masks_retrieval_and_prompts_stand_beside_the_probes(recipe: Recipe, tmp
     for name, table in result.tables.items():
         assert set(table["image"]) == {"vit", "again"}
         assert len(pd.read_csv(tmp_path / "run" / f"{name}.csv")) == len(table)
-    assert (tmp_path / "run" / "vit+bert" / "masks" / "linear.safetensors").is_file()
+    assert (tmp_path / "run" / "vit+bert" / "masks" / "decoder-linear.safetensors").is_file()
     assert embedcache.open_store(tmp_path / "cache" / "vit").layout.tokens is not None
     assert embedcache.open_store(tmp_path / "cache" / "bert").layout.tokens is None
     assert len(embedcache.open_store(tmp_path / "cache" / "prompts" / "bert")) == 8

@@ -47,6 +47,8 @@ def factory(concurrent=True):
         if under_way > 1:
             (HERE / "overlap").touch()
         (HERE / "pids" / str(os.getpid())).touch()
+        while (HERE / "hold").exists():
+            time.sleep(0.01)
         time.sleep(float(os.environ.get("PACE_S", "0.02")))
         pooled = module(pixels).mean(dim=(2, 3))
         under_way -= 1
@@ -340,8 +342,10 @@ def test_dask_workers_may_join_and_die(
     first = start_worker(1)
     wait_for(lambda: published(store) >= 2)
     assert pids(own) == {first.pid}
+    (own / "hold").touch()  # until the second has joined, however long that takes
     second = start_worker(1)
     wait_for(lambda: second.pid in pids(own))
+    (own / "hold").unlink()
     before = published(store)
     first.kill()  # in the middle of a shard: the other worker does it, and all that is left
     ended_well(parent)
