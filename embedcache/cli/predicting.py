@@ -20,8 +20,16 @@ def run_options(command: _Command) -> _Command:
     """Puts on a command what says which of a run's models answer, and where their encoder is."""
     for option in (
         *consent_options(),
-        click.option("--decoder", type=click.Choice(["paper", "conv", "linear"]), help="By default its first."),
-        click.option("--head", type=click.Choice(["mlp", "linear", "logistic"]), help="By default its first."),
+        click.option(
+            "--decoder",
+            type=click.Choice(["paper", "conv", "linear"]),
+            help="Which decoder; by default the first that is there.",
+        ),
+        click.option(
+            "--head",
+            type=click.Choice(["mlp", "linear", "logistic"]),
+            help="Which head of a label; by default the first that it has.",
+        ),
         click.option("--encoder", help="Where the encoder is, such as hf:DIRECTORY; by default as the run says."),
     ):
         command = option(command)

@@ -185,9 +185,11 @@ class Predictor:
         if masks is None and not self._heads:
             raise SettingsError(f"{self.models.run_dir}: decoders of masks alone; name a folder for masks (--masks)")
         names = None if masks is None else mask_files([str(file) for file in files], Path(masks))
-        answers = self.answers(files, with_masks=masks is not None, batch_size=batch_size)
-        shown = len(files) > _QUICKLY_DONE
-        with Progress("predicting", total=len(files), unit="image", shown=shown) as progress, closing(answers):
+        return self._rows(self.answers(files, with_masks=masks is not None, batch_size=batch_size), len(files), names)
+
+    def _rows(self, answers: Generator[Answer], n: int, names: Sequence[Path] | None) -> Iterator[Row]:
+        shown = n > _QUICKLY_DONE
+        with Progress("predicting", total=n, unit="image", shown=shown) as progress, closing(answers):
             for k, answer in enumerate(answers):
                 row: Row = {FILE: answer.file, **answer.values, FAILURE: answer.failure}
                 if names is not None and answer.mask is not None:

@@ -66,6 +66,10 @@ def test_a_probed_run_answers_for_new_files(made: dict[str, Path], tmp_path: Pat
     assert all(Path(file).is_file() for file in table["mask"])
     said = json.loads(call("predict", made["run"], *files[:2], "--json").stdout)
     assert said[0]["opacity"] == pytest.approx(table["opacity"][0], abs=1e-6)
+    done = call("predict", made["run"], *files[:2], "--masks", tmp_path / "out", "--csv")
+    assert done.exit_code == 2
+    assert "s001.mask.png: is there already" in done.output
+    assert not done.stdout
     done = call("predict", made["run"], files[2])
     assert done.exit_code == 2
     assert "1 of 1 files have no answer" in done.stderr
