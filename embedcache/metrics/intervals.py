@@ -64,7 +64,8 @@ class Sampled:
     def mean(self) -> Sampled:
         """Averaged over seeds: value () and samples (k,)."""
         each = self.by_seed
-        return Sampled(each.value.mean(axis=0), each.samples.mean(axis=1))
+        with np.errstate(invalid="ignore"):  # draws that send two runs to either infinity have no mean
+            return Sampled(each.value.mean(axis=0), each.samples.mean(axis=1))
 
 
 class PatientDraws:

@@ -161,3 +161,18 @@ def test_transforms_that_differ_in_values_alone_place_alike() -> None:
 
 def test_embeddings_made_elsewhere_are_of_the_whole_image() -> None:
     assert frame_steps({"name": "external"}) == []
+
+
+def test_upright_frames_are_put_back_as_turned_ones_are() -> None:
+    """Rows and columns by themselves give what both at once give, inside, across borders and outside."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        size, shape = tuple(rng.integers(20, 90, 2)), tuple(rng.integers(1, 40, 2))
+        scale, origin = rng.uniform(0.4, 1.6, 2) * size[::-1], rng.uniform(-15, 15, 2)
+        upright = np.array([[scale[0], 0, origin[0]], [0, scale[1], origin[1]]])
+        hardly_turned = upright + np.array([[0, 1e-9, 0], [1e-9, 0, 0]])
+        values = rng.random(shape)
+        found, expected = (Frame((size[0], size[1]), m).to_image(values) for m in (upright, hardly_turned))
+        assert found.shape == size
+        assert found.dtype == np.float32
+        assert (np.abs(found - expected) > 1e-5).mean() < 1e-3  # a pixel on the very border may fall on either side

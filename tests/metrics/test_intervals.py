@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from statistics import NormalDist
 
 import numpy as np
@@ -209,3 +210,12 @@ def test_coverage_over_many_simulations() -> None:
     print(f"95% intervals hold the truth: over patients {clustered:.2%}, over rows {naive:.2%}")
     assert abs(clustered - 0.95) <= 0.015
     assert naive < 0.93
+
+
+def test_runs_at_either_infinity_have_no_mean_and_make_no_noise() -> None:
+    sampled = Sampled(np.array([1.0, 2.0]), np.array([[1.0, 3.0], [np.inf, -np.inf]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean = sampled.mean
+    assert mean.value == 1.5
+    np.testing.assert_array_equal(mean.samples, [2.0, np.nan])
