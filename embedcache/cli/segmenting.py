@@ -44,6 +44,7 @@ def segment(
     given = pairs(settings, "--set") | ({} if protocol is None else {"protocol": protocol})
     config = read_settings(SegmentConfig, given)
     from embedcache.report.mask_text import mask_text
+    from embedcache.stage_two.kept import mask_folder
     from embedcache.stage_two.segment import segment as run_segment
     from embedcache.stage_two.segment_tables import TABLES
 
@@ -51,6 +52,6 @@ def segment(
         Manifest.read(manifest), image_store, run_dir=run_dir, random_store=random_store, config=config
     )
     if out is None and run_dir is not None:
-        out = run_dir / "masks"
+        out = mask_folder(run_dir)
     tables, written = {name: getattr(result, name) for name in TABLES}, "tables, what each image got and decoders"
     say_scores(result, tables, mask_text(**tables), out=out, written=written, as_json=as_json)

@@ -70,7 +70,7 @@ def run(
     from embedcache.recipe.read import read_recipe
 
     checked = read_recipe(recipe, overrides)
-    from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe
+    from embedcache.recipe.run import encode_recipe, pair_folder, plan_recipe, run_recipe
     from embedcache.report.run_text import run_text
     from embedcache.stage_one.estimate import in_total
 
@@ -99,8 +99,7 @@ def run(
         return
     click.echo("\n" + run_text(result.tables))
     click.echo(f"\nrun directory: {result.run_dir}")
-    pair = result.scores.iloc[0]
-    answering = result.run_dir / f"{pair['image']}+{pair['text']}"
+    answering = pair_folder(result.run_dir, *result.scores[["image", "text"]].iloc[0])
     click.echo(f"for new images: embedcache predict {shlex.quote(str(answering))} FILE ...")
 
 

@@ -29,29 +29,31 @@ def read_regular(path: Path, *, max_bytes: int | None = None) -> bytes:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise InputError("not-a-file", "its path is not a regular file")
-            if max_bytes is not None:
-                check_bytes(found.st_size, max_bytes)
+            _check_bytes(found.st_size, max_bytes)  # before they are read
             with os.fdopen(descriptor, "rb", closefd=False) as handle:
                 data = handle.read()
         finally:
             os.close(descriptor)
     except OSError as error:
         raise InputError("unreadable", f"the file cannot be read ({error.strerror})") from None
+    return usable_bytes(data, max_bytes=max_bytes)
+
+
+def usable_bytes(data: bytes, *, max_bytes: int | None = None) -> bytes:
+    """The bytes of a file as they are.
+
+    Raises:
+        InputError: none, or more than `max_bytes`.
+    """
+    _check_bytes(len(data), max_bytes)
     if not data:
         raise InputError("empty-file", "the file has no bytes")
     return data
 
 
-def check_bytes(n: int, limit: int) -> None:
-    """Refuses a file by its size.
-
-    Raises:
-        InputError: more than `limit` bytes, or none.
-    """
-    if n > limit:
+def _check_bytes(n: int, limit: int | None) -> None:
+    if limit is not None and n > limit:
         raise InputError("too-large", f"{n:,} bytes, limit {limit:,}")
-    if not n:
-        raise InputError("empty-file", "the file has no bytes")
 
 
 def keep_quiet(library: str) -> None:

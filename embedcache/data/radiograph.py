@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from embedcache.data.image_files import MAX_FILE_BYTES, MAX_PIXELS, check_bytes, check_pixels, keep_quiet, read_regular
+from embedcache.data.image_files import MAX_FILE_BYTES, MAX_PIXELS, check_pixels, keep_quiet, read_regular, usable_bytes
 from embedcache.errors import InputError, refusing
 from embedcache.fingerprint import input_digest
 from embedcache.settings import STRICT
@@ -134,8 +134,10 @@ def read_radiograph(source: Path | bytes, policy: DecodePolicy) -> Radiograph:
         InputError: not a regular file, not readable, of another format, too large, with several frames, truncated or
             corrupt; a DICOM file without an image, or one that nothing here decodes.
     """
-    data = source if isinstance(source, bytes) else read_regular(source, max_bytes=policy.max_file_bytes)
-    check_bytes(len(data), policy.max_file_bytes)
+    if isinstance(source, bytes):
+        data = usable_bytes(source, max_bytes=policy.max_file_bytes)
+    else:
+        data = read_regular(source, max_bytes=policy.max_file_bytes)
     if data[_DICOM_MARK] == b"DICM":
         if "DICOM" not in policy.formats:
             raise InputError("unknown-format", f"a DICOM file, expected {' or '.join(policy.formats)}")

@@ -140,11 +140,6 @@ class Loading:
     options: EncoderOptions
     fingerprint: str
 
-    @property
-    def is_directory(self) -> bool:
-        """Whether it was loaded from a directory of this machine."""
-        return Path(self.name.partition(":")[2]).is_dir()
-
     def load(self) -> Encoder:
         """The same encoder, loaded once in each process.
 

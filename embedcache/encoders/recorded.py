@@ -95,9 +95,13 @@ def _options(said: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(said) - set(EncoderOptions.of_values()))
     if unknown:
         raise EncoderError(f"a record with options {', '.join(unknown)}, which this version does not know; update it")
-    options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    options = _with_tuples(said)
     policies: dict[str, Any] = {"decode": DecodePolicy, "report": ReportPolicy}
     for name, policy in policies.items():
         if name in options:
-            options[name] = policy(**{k: tuple(v) if isinstance(v, list) else v for k, v in options[name].items()})
+            options[name] = policy(**_with_tuples(options[name]))
     return options
+
+
+def _with_tuples(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}

@@ -13,7 +13,7 @@ import numpy as np
 from embedcache.metrics.classification import ratio, totals
 
 _TEMPERATURES = (0.05, 20.0)  # separated classes would have 0, classes that the logits invert infinity
-_LARGEST_LOGIT = 30.0
+LARGEST_LOGIT = 30.0
 _HALVINGS = 60
 _NEWTON_STEPS = 100
 _FEW, _MORE_STEPS = 5000, 4  # rows up to which one step is too far from a refit
@@ -27,9 +27,9 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def logit(p: np.ndarray) -> np.ndarray:
-    """Log odds of probabilities, kept within 30 of 0."""
+    """Log odds of probabilities, kept within `LARGEST_LOGIT` of 0."""
     with np.errstate(divide="ignore"):
-        return np.clip(np.log(p) - np.log1p(-p), -_LARGEST_LOGIT, _LARGEST_LOGIT)
+        return np.clip(np.log(p) - np.log1p(-p), -LARGEST_LOGIT, LARGEST_LOGIT)
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from embedcache.errors import SettingsError
+from embedcache.report.answer_text import PRESENT, RAW
 from embedcache.stage_two.kept import KeptHead
 
 Row = dict[str, object]
 FILE, MASK, AREA, FAILURE = "file", "mask", "mask.area", "failure"
-_RAW, _PRESENT = ".raw", ".present"
 
 
 def columns(heads: Collection[KeptHead], where: Path) -> dict[str, str]:
@@ -33,9 +33,9 @@ def columns(heads: Collection[KeptHead], where: Path) -> dict[str, str]:
         if head.target.task == "multi-class":
             named.append((head.target.name, "object"))
         for name in output_names(head):
-            named += [(name, "float64"), (name + _RAW, "float64")]
+            named += [(name, "float64"), (name + RAW, "float64")]
             if head.target.task != "multi-class":
-                named.append((name + _PRESENT, "boolean"))
+                named.append((name + PRESENT, "boolean"))
     named += [(MASK, "object"), (AREA, "float64"), (FAILURE, "object")]
     twice = [name for name, n in Counter(name for name, _ in named).items() if n > 1]
     if twice:
@@ -56,9 +56,9 @@ def answer_row(head: KeptHead, raw: np.ndarray, calibrated: np.ndarray) -> Row:
     if target.task == "multi-class":
         row[target.name] = target.classes[int(raw.argmax())]
     for k, name in enumerate(output_names(head)):
-        row[name], row[name + _RAW] = float(calibrated[k]), float(raw[k])
+        row[name], row[name + RAW] = float(calibrated[k]), float(raw[k])
         if target.task != "multi-class":
-            row[name + _PRESENT] = bool(raw[k] >= head.thresholds[k])
+            row[name + PRESENT] = bool(raw[k] >= head.thresholds[k])
     return row
 
 

@@ -26,6 +26,7 @@ from embedcache.encoders.image import ImageEncoder
 from embedcache.errors import ExportError, OutputError, SettingsError
 from embedcache.predicting.chain import AnswerChain
 from embedcache.predicting.predictor import Predictor
+from embedcache.report.answer_text import RAW
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _ONE_FILE_BYTES = 1_900_000_000  # a graph of more keeps its weights in a second file
@@ -111,7 +112,7 @@ def export_onnx(
     shape, notes = of_images.input_shape, predictor.notes
     if (computed := of_images.record.identity["compute_dtype"]) != "float32":
         notes += (f"the encoder computed in {computed['autocast']}, the graph computes in float32: answers may differ",)
-    names = ["embedding", *(name for label in models.heads for name in (label, f"{label}.raw"))]
+    names = ["embedding", *(name for label in models.heads for name in (label, label + RAW))]
     names += [] if models.decoder is None else ["mask"]
     if len(set(names)) < len(names):
         raise SettingsError(f"{run_dir}: outputs of one name among {', '.join(names)}; name the label otherwise")

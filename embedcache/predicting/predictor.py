@@ -26,6 +26,7 @@ from embedcache.predicting.chain import AnswerChain, rounded
 from embedcache.predicting.mask_files import mask_files, write_mask
 from embedcache.predicting.run_models import read_run
 from embedcache.progress import Progress
+from embedcache.stage_one.pipeline import batched
 from embedcache.stage_one.prepare import Outcome, in_order
 from embedcache.stage_one.rows import unusable
 
@@ -132,14 +133,14 @@ class Predictor:
                 trust_remote_code=trust_remote_code,
                 allow_pickle=allow_pickle,
             )
-        else:
-            self.encoder = encoder
-        if self.encoder.fingerprint != source.fingerprint:
+        elif encoder.fingerprint != source.fingerprint:
             raise FingerprintMismatchError(
                 f"{run_dir}: its heads are of encoder {source.encoder.get('name', 'external')!r} "
-                f"({source.fingerprint[:12]}...), found {self.encoder.record.name!r} "
-                f"({self.encoder.fingerprint[:12]}...)"
+                f"({source.fingerprint[:12]}...), found {encoder.record.name!r} "
+                f"({encoder.fingerprint[:12]}...)"
             )
+        else:
+            self.encoder = encoder
         self._chain = AnswerChain(self.models).to(self.encoder.device)
         self._steps = frame_steps(source.encoder) if self.models.decoder else []
         self._encoding = contextlib.nullcontext() if getattr(self.encoder, "concurrent", False) else threading.Lock()
@@ -222,15 +223,11 @@ class Predictor:
         return self._in_batches(given, with_masks, batch_size)
 
     def _in_batches(self, images: Sequence[Image], with_masks: bool, batch_size: int) -> Generator[Answer]:
+        files = ["" if isinstance(image, bytes) else str(image) for image in images]
         outcomes = in_order(map(self._job, images), n_threads=count_cores(), ahead=2 * batch_size)
-        waiting: list[tuple[str, Outcome]] = []
         with full_precision, closing(outcomes), ThreadPoolExecutor(count_cores(), "masks") as placing:
-            for image, outcome in zip(images, outcomes, strict=True):
-                waiting.append(("" if isinstance(image, bytes) else str(image), outcome))
-                if sum(not isinstance(o, InputError) for _, o in waiting) == batch_size:
-                    yield from self._answered(waiting, with_masks, placing)
-                    waiting = []
-            yield from self._answered(waiting, with_masks, placing)
+            for batch in batched(zip(files, outcomes, strict=True), batch_size):
+                yield from self._answered(batch, with_masks, placing)
 
     def _job(self, image: Image) -> Callable[[], Sequence[Prepared]]:
         prepare: Callable[[Any], Prepared] = self.encoder.prepare  # an image encoder takes bytes as well

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def read_run(run_dir: str | Path, *, head: str | None = None, decoder: str | Non
         FingerprintMismatchError: models behind another Adaptor than the one there.
     """
     folder = Path(run_dir)
-    kept = list(_kept(folder))
+    kept = [read_kept(file) for file in kept_in(folder)]
     heads = [k for k in kept if isinstance(k, KeptHead)]
     decoders = [k for k in kept if isinstance(k, KeptDecoder) and decoder in (None, k.name)]
     if (head is not None and head not in {k.name for k in heads}) or not (heads or decoders or decoder):
@@ -70,12 +70,6 @@ def read_run(run_dir: str | Path, *, head: str | None = None, decoder: str | Non
         )
     adaptor = _adaptor(folder, used)
     return RunModels(folder, adaptor, by_label, decoders[0] if decoders else None, notes)
-
-
-def _kept(folder: Path) -> Iterator[Kept]:
-    """Every head and decoder of a folder, and of its `probes/<label>` and `masks`."""
-    places = [folder, *sorted(folder.glob("probes/*")), folder / "masks"]
-    yield from (read_kept(file) for place in places for file in kept_in(place))
 
 
 def _adaptor(folder: Path, used: Sequence[Kept]) -> Adaptor | None:

@@ -25,7 +25,7 @@ from embedcache.recipe.schema import DatasetData, EncoderSection, PhantomData, R
 from embedcache.stage_one.estimate import Estimate
 from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
 from embedcache.stage_two.adaptor import count_parameters
-from embedcache.stage_two.kept import probe_folder
+from embedcache.stage_two.kept import mask_folder, probe_folder
 from embedcache.stage_two.mask_targets import has_mask
 from embedcache.stage_two.probe import probe
 from embedcache.stage_two.probe_tables import TABLES
@@ -238,7 +238,7 @@ def _stage_two(
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """Trains a pair of encoders' Adaptor, and gives the tables of what is done with it by name."""
     image_store, text_store = open_store(recipe.cache / image), open_store(recipe.cache / text)
-    pair_dir = run_dir / f"{image}+{text}"
+    pair_dir = pair_folder(run_dir, image, text)
     started = time.monotonic()
     trained = train(manifest, image_store, text_store, pair_dir, config=recipe.train)
     best = trained.history[trained.best_epoch]
@@ -266,7 +266,7 @@ def _stage_two(
     say(f"          probed {', '.join(recipe.labels)}, {time.monotonic() - started:.1f} s in all")
     if recipe.segment is not None:
         masks = segment(manifest, image_store, run_dir=pair_dir, random_store=random_store, config=recipe.segment)
-        masks.write(pair_dir / "masks")
+        masks.write(mask_folder(pair_dir))
         for note in (*masks.notes, *filter(None, [masks.warning])):
             say(f"          masks: {note}")
         say(f"          learnt masks, {time.monotonic() - started:.1f} s in all")
@@ -290,6 +290,11 @@ def _stage_two(
         for note in (*prompted.notes, *filter(None, [prompted.warning])):
             say(f"          zero-shot: {note}")
         yield "zeroshot_scores", prompted.scores
+
+
+def pair_folder(run_dir: Path, image: str, text: str) -> Path:
+    """The run directory of a pair of encoders within a recipe's."""
+    return run_dir / f"{image}+{text}"
 
 
 def _random_like(recipe: Recipe, image: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from embedcache.report.plain_table import in_columns
 
-_PRESENT, _RAW = ".present", ".raw"
+PRESENT, RAW = ".present", ".raw"  # what the columns of a label end in
 
 
 def answer_text(rows: Sequence[Mapping[str, object]], names: Sequence[str]) -> str:
@@ -17,9 +17,9 @@ def answer_text(rows: Sequence[Mapping[str, object]], names: Sequence[str]) -> s
     Args:
         names: of the columns; raw probabilities are not shown.
     """
-    shown = [name for name in names if not name.endswith((_PRESENT, _RAW))]
-    lines = [[_cell(row.get(name)) + (" *" if row.get(name + _PRESENT) else "") for name in shown] for row in rows]
-    marks = ["* reaches the threshold chosen in training"] if any(name.endswith(_PRESENT) for name in names) else []
+    shown = [name for name in names if not name.endswith((PRESENT, RAW))]
+    lines = [[_cell(row.get(name)) + (" *" if row.get(name + PRESENT) else "") for name in shown] for row in rows]
+    marks = ["* reaches the threshold chosen in training"] if any(name.endswith(PRESENT) for name in names) else []
     return "\n".join([*in_columns([shown, *lines]), *marks])
 
 

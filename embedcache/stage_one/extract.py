@@ -133,7 +133,7 @@ def extract(
     catalogue = _published_plan(catalogue, samples, encoder, again, asked)
     commit.sweep(path)
     origin = getattr(encoder, "origin", None)
-    if isinstance(origin, Loading) and origin.is_directory:
+    if isinstance(origin, Loading) and encoder.record.loading["is_directory"]:
         write_location(path, origin.name)
     warn_of_mixing(catalogue, encoder.record.notes)
     ids = list(samples.inputs) if chosen is None else ids_of(catalogue, list(samples.inputs), chosen)

@@ -62,10 +62,7 @@ def alignment(image: Tensor, text: Tensor, texts: np.ndarray) -> dict[str, float
             found[f"{direction}_chance@{k}"] = chance_recall_at(n_matches, n_candidates, k)
         found[f"{direction}_median_rank"] = float(np.median(ranks)) if len(ranks) else math.nan
     found["alignment"] = float((image - text).square().sum(dim=1).mean()) if len(image) else math.nan
-    found["image_uniformity"], found["text_uniformity"] = (
-        _uniformity(image),
-        _uniformity(distinct),
-    )
+    found["image_uniformity"], found["text_uniformity"] = _uniformity(image), _uniformity(distinct)
     found["modality_gap"] = float((image.mean(0) - text.mean(0)).norm()) if len(image) else math.nan
     return found
 

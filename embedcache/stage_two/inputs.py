@@ -1,4 +1,4 @@
-"""Normalisation of cached embeddings before an Adaptor sees them, fitted on training rows.
+"""Normalisation of cached embeddings before an Adaptor or a head sees them, fitted on training rows.
 
 Shape notation: n rows, d embedding width.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 _CONSTANT = 1e-6  # a dimension whose deviation is below this share of its mean is left on its own scale
 _SHRINKAGE = 1e-5  # of the mean variance, added to every variance: directions without any stay finite
 _LEAST_VARIANCE = 1e-12
+_LEAST_DEVIATION = 1e-6  # of a head's feature, against its mean or 1
 
 
 class InputNorm(nn.Module):
@@ -81,6 +83,23 @@ class InputNorm(nn.Module):
             variance, axes = torch.linalg.eigh(products / n - torch.outer(mean, mean))
             least = _SHRINKAGE * variance.clamp_min(0).mean() + _LEAST_VARIANCE
             self.matrix.copy_(axes @ torch.diag((variance.clamp_min(0) + least).rsqrt()) @ axes.T)
+
+
+def standardised(features: Tensor, train: np.ndarray) -> Tensor:
+    """Mean 0 and deviation 1 over training rows; what does not vary there tells nothing elsewhere, and becomes 0.
+
+    Args:
+        features: (n, d).
+        train: row numbers.
+    """
+    mean, deviation = scale_of(features, train)
+    return (features - mean) / deviation
+
+
+def scale_of(features: Tensor, train: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each feature over training rows, (d,) both; infinite where it does not vary."""
+    deviation, mean = torch.std_mean(features[torch.from_numpy(train).to(features.device)], dim=0)
+    return mean, torch.where(deviation > _LEAST_DEVIATION * mean.abs().clamp_min(1.0), deviation, torch.inf)
 
 
 def unit(x: Tensor) -> Tensor:

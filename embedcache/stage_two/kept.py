@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from embedcache.errors import RunStateError
+from embedcache.metrics.calibration import LARGEST_LOGIT
 from embedcache.stage_two.calibrating import Calibrator
 from embedcache.stage_two.decoders import make_decoder
 from embedcache.stage_two.files import read_tensors, write_tensors
@@ -28,8 +29,6 @@ from embedcache.store.store import Store
 
 Kind = Literal["head", "decoder"]
 KEPT_HEADS = ("mlp", "linear", "logistic")  # in the order in which they are taken where nobody chooses
-
-_LARGEST_LOGIT = 30.0  # as calibration was fitted
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class HeadModule(nn.Module):
         if self._is_multi_class:  # the log odds of each class against all others
             itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
             logits = logits - logits.unsqueeze(-2).masked_fill(itself, -torch.inf).logsumexp(dim=-1)
-        mended = self.slope * logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT) + self.intercept
+        mended = self.slope * logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT) + self.intercept
         return p, mended.sigmoid()
 
 
@@ -144,8 +143,9 @@ class KeptDecoder:
 
     def module(self) -> nn.Module:
         """Feature maps (b, c, g, g') to logits (b, 1, H, W), frozen."""
-        decoder = make_decoder(self.name, self.dim, self.grid, self.size)
-        decoder.load_state_dict(dict(self.state))
+        with torch.device("meta"):  # the weights are taken over, and no room is made on a file's word
+            decoder = make_decoder(self.name, self.dim, self.grid, self.size)
+        decoder.load_state_dict(dict(self.state), assign=True)
         return decoder.eval().requires_grad_(False)
 
 
@@ -183,9 +183,15 @@ def write_all(folder: Path, kind: Kind, kept: Mapping[str, Kept]) -> None:
         path.unlink(missing_ok=True)
 
 
-def kept_in(folder: Path) -> list[Path]:
-    """Files of heads and decoders in a folder."""
-    return sorted(path for kind in get_args(Kind) for path in folder.glob(f"{kind}-*.safetensors"))
+def kept_in(run_dir: Path) -> list[Path]:
+    """Files of heads and decoders of a run, or of a single folder of them."""
+    places = [run_dir, *sorted(run_dir.glob("probes/*")), mask_folder(run_dir)]
+    return [file for place in places for kind in get_args(Kind) for file in sorted(place.glob(f"{kind}-*.safetensors"))]
+
+
+def mask_folder(run_dir: Path) -> Path:
+    """The folder of a run for what a segmentation gives."""
+    return run_dir / "masks"
 
 
 def probe_folder(run_dir: Path, label: str) -> Path:
@@ -238,12 +244,7 @@ def _head(said: dict[str, Any], source: Source, state: dict[str, Tensor]) -> Kep
 
 def _decoder(said: dict[str, Any], source: Source, state: dict[str, Tensor]) -> KeptDecoder:
     (rows, columns), (height, width) = said["grid"], said["size"]
-    kept = KeptDecoder(
+    return KeptDecoder(
         str(said["name"]), int(said["dim"]), (int(rows), int(columns)), (int(height), int(width)),
         float(said["threshold"]), source, state,
     )  # fmt: skip
-    with torch.device("meta"):  # so that nothing is as large as a file says before its weights are
-        expected = make_decoder(kept.name, kept.dim, kept.grid, kept.size).state_dict()
-    if {name: value.shape for name, value in expected.items()} != {name: value.shape for name, value in state.items()}:
-        raise ValueError("weights of other shapes")
-    return kept

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from embedcache.data.labelmap import LabelMap
-from embedcache.data.labels import LABEL_PREFIX
 from embedcache.data.manifest import Manifest
 from embedcache.device import full_precision, pick_device
 from embedcache.errors import FingerprintMismatchError, ManifestError, SettingsError
@@ -27,6 +26,7 @@ from embedcache.stage_two.adaptor import Adaptor, adaptor_digest, encoded_images
 from embedcache.stage_two.answers import Answer, answers
 from embedcache.stage_two.calibrating import Calibrator
 from embedcache.stage_two.controls import metadata_features, shuffled, told_by_text
+from embedcache.stage_two.inputs import scale_of, standardised
 from embedcache.stage_two.kept import KeptHead, Source
 from embedcache.stage_two.label_budget import Budget, budgets
 from embedcache.stage_two.leaks import leak_words, overlap_warnings
@@ -38,8 +38,6 @@ from embedcache.stage_two.scoring import ChosenOn, Said, Scored, said, score
 from embedcache.stage_two.targets import Target
 from embedcache.stage_two.tensors import Join, join, opened, resident
 from embedcache.store.store import Store
-
-_LEAST_DEVIATION = 1e-6  # of a feature, against its mean or 1
 
 
 def probe(
@@ -151,7 +149,7 @@ class _Probe:
         if labelmap is not None:
             manifest = (labelmap if isinstance(labelmap, LabelMap) else LabelMap.read(labelmap)).apply(manifest)
         self.warnings += overlap_warnings(self.manifest, manifest, self.store, store)
-        manifest = _with_labels(manifest, self.target)
+        manifest = self.target.completed(manifest)
         joined = join(manifest, store)
         self._say_left_out(manifest, joined)
         has_splits = bool(manifest.in_split("test").any())
@@ -263,7 +261,7 @@ class _Probe:
     def _told_by(self, texts: Mapping[int, int]) -> list[Budget]:
         assert self.text_store is not None  # texts come from there
         used = np.unique(np.fromiter(texts.values(), np.int64))
-        x = _standardised(resident(self.text_store, used, "cpu"), np.arange(len(used))).numpy()
+        x = standardised(resident(self.text_store, used, "cpu"), np.arange(len(used))).numpy()
         at = dict(zip(texts, np.searchsorted(used, np.fromiter(texts.values(), np.int64)).tolist(), strict=True))
         weight = self.config.class_weight
         return [told_by_text(budget, self.samples, at, x, self.target, weight) for budget in self.budgets]
@@ -314,7 +312,7 @@ class _Probe:
             return
         dim, target, mean, deviation = features.shape[1], self.target, torch.zeros(()), torch.ones(())
         if self.config.standardise:
-            mean, deviation = _scale(features, self.train)
+            mean, deviation = scale_of(features, self.train)
         self.kept[head] = KeptHead(
             head,
             target,
@@ -324,13 +322,17 @@ class _Probe:
             len(budget.rows),
             tuple(told.thresholds[0].tolist()),
             tuple(Calibrator.fitted("platt", chosen, k, target) for k in range(target.n_outputs)),
-            Source.of(self.store, adaptor_digest(self.adaptor)),
+            self._source,
             {**answer.state, "feature_mean": mean.expand(dim).cpu(), "feature_deviation": deviation.expand(dim).cpu()},
         )
 
+    @cached_property
+    def _source(self) -> Source:
+        return Source.of(self.store, adaptor_digest(self.adaptor))
+
     def _answers(self, x: Tensor, head: str, some: Sequence[Budget], asked: np.ndarray) -> list[Answer]:
         if self.config.standardise and head != "knn":
-            x = _standardised(x, self.train)
+            x = standardised(x, self.train)
         return answers(head, x, some, asked, target=self.target, config=self.config)
 
     @torch.inference_mode()
@@ -369,39 +371,3 @@ def _adaptor_for(store: Store, run_dir: str | Path) -> Adaptor:
     if adaptor.encoders["image"].get("features") == "tokens":
         raise SettingsError(f"{run_dir}: its Adaptor was trained on tokens, a probe reads embeddings: train on those")
     return adaptor
-
-
-def _standardised(features: Tensor, train: np.ndarray) -> Tensor:
-    """Mean 0 and deviation 1 over training rows; what does not vary there tells nothing elsewhere, and becomes 0."""
-    mean, deviation = _scale(features, train)
-    return (features - mean) / deviation
-
-
-def _scale(features: Tensor, train: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each feature over training rows, (d,); infinite where it does not vary."""
-    deviation, mean = torch.std_mean(features[torch.from_numpy(train).to(features.device)], dim=0)
-    return mean, torch.where(deviation > _LEAST_DEVIATION * mean.abs().clamp_min(1.0), deviation, torch.inf)
-
-
-def _with_labels(manifest: Manifest, target: Target) -> Manifest:
-    """With a blank column for each label of the target that the manifest lacks, if it has any.
-
-    Raises:
-        ManifestError: it has none of them, or another value.
-    """
-    for label in set(target.labels) & set(manifest.labels):
-        values = manifest.label(label)
-        known = range(target.n_outputs) if target.task == "multi-class" else (0, 1)
-        odd = sorted(set(values[~np.isnan(values)].tolist()) - set(known))
-        if odd:
-            raise ManifestError(
-                f"{manifest.name}: label {label!r} is {odd[0]:g}, expected one of {', '.join(map(str, known))}, as "
-                "where it was learnt; name a label map"
-            )
-    absent = [label for label in target.labels if label not in manifest.labels]
-    if len(absent) == len(target.labels):
-        raise ManifestError(
-            f"{manifest.name}: has none of the labels {', '.join(target.labels)}; it has "
-            f"{', '.join(manifest.labels) or 'none'}; name a label map"
-        )
-    return manifest.with_frame(manifest.frame.assign(**{LABEL_PREFIX + label: np.nan for label in absent}))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -219,8 +220,12 @@ class _Segmentation:
         fit = DecoderFit(decoder, feed, self.targets, self.config, seed=budget.seed)
         fit.train(budget.rows, budget.valid)
         if not control and budget.seed == 0 and budget.fraction == max(self.config.fractions):
-            self.kept[decoder] = fit.kept(Source.of(self.store, adaptor_digest(self.adaptor)))
+            self.kept[decoder] = fit.kept(self._source)
         return fit.overlap(self.test)
+
+    @cached_property
+    def _source(self) -> Source:
+        return Source.of(self.store, adaptor_digest(self.adaptor))
 
     def _mean_mask(self, budget: _Budget) -> Overlap:
         """One mask for every image: the mean of the training masks that are not empty, where it exceeds the level that

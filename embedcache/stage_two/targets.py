@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedcache.data.labels import Task
+from embedcache.data.labels import LABEL_PREFIX, Task
 from embedcache.data.manifest import Manifest
 from embedcache.errors import ManifestError
 from embedcache.metrics.calibration import sigmoid
@@ -67,6 +67,29 @@ class Target:
     def values(self, manifest: Manifest) -> np.ndarray:
         """Labels of each row: 0, 1 or a class, NaN where blank, (n, t)."""
         return np.stack([manifest.label(label) for label in self.labels], axis=1)
+
+    def completed(self, manifest: Manifest) -> Manifest:
+        """Another dataset's manifest with a blank column for each label that it lacks, if it has any.
+
+        Raises:
+            ManifestError: it has none of them, or another value.
+        """
+        for label in set(self.labels) & set(manifest.labels):
+            values = manifest.label(label)
+            known = range(self.n_outputs) if self.task == "multi-class" else (0, 1)
+            odd = sorted(set(values[~np.isnan(values)].tolist()) - set(known))
+            if odd:
+                raise ManifestError(
+                    f"{manifest.name}: label {label!r} is {odd[0]:g}, expected one of {', '.join(map(str, known))}, as "
+                    "where it was learnt; name a label map"
+                )
+        absent = [label for label in self.labels if label not in manifest.labels]
+        if len(absent) == len(self.labels):
+            raise ManifestError(
+                f"{manifest.name}: has none of the labels {', '.join(self.labels)}; it has "
+                f"{', '.join(manifest.labels) or 'none'}; name a label map"
+            )
+        return manifest.with_frame(manifest.frame.assign(**{LABEL_PREFIX + label: np.nan for label in absent}))
 
     def one_vs_rest(self, values: np.ndarray) -> np.ndarray:
         """Labels (n, t) as 0, 1 or NaN for each output, (n, c)."""
