@@ -8,6 +8,13 @@ import time
 from types import TracebackType
 
 _LINE_EVERY_S = 10.0
+_hushed = False
+
+
+def hush() -> None:
+    """From now on this process shows no progress: it is a worker, and another tells of the whole."""
+    global _hushed
+    _hushed = True
 
 
 class Progress:
@@ -28,6 +35,7 @@ class Progress:
         self._done, self._note, self._before = done, "", done
         self._started = self._last_line = time.monotonic()
         self._first: tuple[int, float] | None = None  # units and time when the first were done
+        shown = shown and not _hushed
         self._shown: int | None = -1 if shown else None
         self._lock = threading.Lock()
         self._bar = None

@@ -40,6 +40,7 @@ class _Part(click.ParamType):
 
 
 _part_option = click.option("--part", type=_Part(), help="Do the i-th of n parts of the plan, and leave the rest.")
+_STATES = {"done": "done", "elsewhere": "copied", "to do": "to do", "waits": "to do"}  # what waits is not known yet
 _set_option = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a field of the recipe.")
 
 
@@ -47,7 +48,7 @@ _set_option = click.option("--set", "overrides", multiple=True, metavar="A.B=C",
 @click.argument("recipe", type=PATH)
 @_set_option
 @click.option("--run-dir", type=PATH, help="Where results go; by default runs/<recipe>/<time>.")
-@click.option("--plan", is_flag=True, help="Say what stage one would take, and stop.")
+@click.option("--plan", is_flag=True, help="Say what stage one would take and which steps are done, and stop.")
 @_part_option
 @json_option
 def run(
@@ -70,7 +71,9 @@ def run(
     from embedcache.recipe.read import read_recipe
 
     checked = read_recipe(recipe, overrides)
-    from embedcache.recipe.run import encode_recipe, pair_folder, plan_recipe, run_recipe
+    from embedcache.comparing.study import Pair
+    from embedcache.recipe.encode import encode_recipe, plan_recipe
+    from embedcache.recipe.run import planned_steps, run_recipe
     from embedcache.report.run_text import run_text
     from embedcache.stage_one.estimate import in_total
 
@@ -86,6 +89,10 @@ def run(
         for name, found in estimates.items():
             say("\n".join([name, *(f"  {line}" for line in found.lines())]))
         say(f"in all: {in_total(estimates.values())}")
+        if part is None:
+            say("stage two")
+            for name, state in planned_steps(checked, run_dir=run_dir).items():
+                say(f"  {_STATES[state]:9} {name}")
         _refuse_unless_room(estimates.values())
         return
     if part is not None:
@@ -99,8 +106,9 @@ def run(
         return
     click.echo("\n" + run_text(result.tables))
     click.echo(f"\nrun directory: {result.run_dir}")
-    answering = pair_folder(result.run_dir, *result.scores[["image", "text"]].iloc[0])
-    click.echo(f"for new images: embedcache predict {shlex.quote(str(answering))} FILE ...")
+    if "scores" in result.tables:
+        answering = result.run_dir / Pair(*result.scores[["image", "text"]].iloc[0]).folder
+        click.echo(f"for new images: embedcache predict {shlex.quote(str(answering))} FILE ...")
 
 
 @main.command()
@@ -183,7 +191,7 @@ def extract(manifest: Path, encoder: str, store_dir: Path, plan: bool, as_json: 
     from embedcache.stage_one.asked import Asked
     from embedcache.stage_one.extract import extract as run_extract
     from embedcache.stage_one.extract import plan_extraction
-    from embedcache.stage_one.workers import Workers
+    from embedcache.workers.chosen import Workers
 
     options["view_policy"] = policy(ViewPolicy, options["view_policy"], "--view")
     Asked(**{field.name: options[field.name] for field in fields(Asked)})  # before an encoder is loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,9 @@ def _override(content: dict[str, Any], override: str, origins: dict[_Path, str])
 
 def _described(detail: Mapping[str, Any], content: dict[str, Any], origins: dict[_Path, str]) -> str:
     location = tuple(detail["loc"])
-    if location[:1] == ("data",) and location[1:2] in (("phantom",), ("table",), ("dataset",)):
-        location = (location[0], *location[2:])  # pydantic names the kind, the file does not
+    kinds = ("phantom", "table", "dataset")  # pydantic names the kind of data, the file does not
+    named = [k for k, key in enumerate(location) if key in kinds and location[:k][-1:] == ("data",)]
+    location = tuple(key for k, key in enumerate(location) if k not in named[:1])
     known = location
     while known not in origins and known:
         known = known[:-1]
@@ -95,7 +97,15 @@ def _described(detail: Mapping[str, Any], content: dict[str, Any], origins: dict
         return f"{where}: {field}: unknown field" + (f", did you mean {close[0]!r}?" if close else "")
     if detail["type"] == "missing":
         return f"{where}: {field}: missing"
-    return f"{where}: {field}: {detail['msg'][0].lower()}{detail['msg'][1:]}, found {detail['input']!r:.60}"
+    close = difflib.get_close_matches(str(detail["input"]), _choices(detail), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{where}: {field}: {detail['msg'][0].lower()}{detail['msg'][1:]}, found {detail['input']!r:.60}{hint}"
+
+
+def _choices(detail: Mapping[str, Any]) -> list[str]:
+    """What pydantic expected where only some words are right."""
+    context = detail.get("ctx", {})
+    return re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
 
 
 def _fields_beside(location: _Path) -> list[str]:

@@ -1,42 +1,27 @@
-"""Running a recipe: data, stage one for every encoder, stage two for every pair, one table."""
+"""Running a recipe: data, stage one for every encoder, stage two for every pair, and the comparison."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from embedcache.data.datasets.load import load_dataset
-from embedcache.data.datasets.phantom import make_phantom
+from embedcache import __version__
+from embedcache.comparing.compare import Comparison, finish, plain
+from embedcache.comparing.run_folder import RunFolder, runs_below, unfinished
+from embedcache.comparing.steps import State
+from embedcache.comparing.study import Study, Task
 from embedcache.data.manifest import Manifest
-from embedcache.data.prompts import PromptSet
-from embedcache.data.splits import patient_split
-from embedcache.encoders.base import Encoder
-from embedcache.encoders.load import load_encoder
-from embedcache.encoders.random_init import write_random_like, write_tiny
-from embedcache.errors import RecipeError
-from embedcache.recipe.schema import DatasetData, EncoderSection, PhantomData, Recipe
-from embedcache.stage_one.estimate import Estimate
-from embedcache.stage_one.extract import ExtractReport, extract, plan_extraction
-from embedcache.stage_two.adaptor import count_parameters
-from embedcache.stage_two.kept import mask_folder, probe_folder
-from embedcache.stage_two.mask_targets import has_mask
-from embedcache.stage_two.probe import probe
-from embedcache.stage_two.probe_tables import TABLES
-from embedcache.stage_two.retrieve import retrieve
-from embedcache.stage_two.segment import segment
-from embedcache.stage_two.segment_tables import TABLES as MASK_TABLES
-from embedcache.stage_two.targets import Target
+from embedcache.errors import StoreNotFoundError
+from embedcache.fingerprint import fingerprint
+from embedcache.recipe.encode import Datasets, encode, prompt_store, task_store
+from embedcache.recipe.schema import Recipe, TaskSection
+from embedcache.stage_one.extract import ExtractReport
 from embedcache.stage_two.tensors import input_digests
-from embedcache.stage_two.train import train
-from embedcache.stage_two.zeroshot import zero_shot
-from embedcache.store.store import open_store
 
 Say = Callable[[str], None]
 
@@ -46,255 +31,176 @@ class RunResult:
     """What a run left.
 
     Args:
-        run_dir: holds `config.yaml`, the tables as csv, and a directory for each pair of encoders with its predictions.
-        tables: of all probes, with `label`, `image` and `text` encoder beside them: `scores`, `gains`, `calibration`,
-            `subgroups`; where the recipe has them, `mask_scores`, `mask_gains`, `retrieval_scores`, `zeroshot_scores`.
+        comparison: of all pairs of encoders, with the tables of their scores.
         reports: what stage one did for each store.
     """
 
-    run_dir: Path
-    tables: dict[str, pd.DataFrame]
+    comparison: Comparison
     reports: list[ExtractReport]
+
+    @property
+    def run_dir(self) -> Path:
+        """Holds `config.yaml`, the tables as csv, and a directory for each pair of encoders with its predictions."""
+        return self.comparison.run_dir
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Of all probes, with `label`, `image` and `text` encoder beside them: `scores`, `gains`, `calibration`,
+        `subgroups`; where the recipe has them, `mask_scores`, `mask_gains`, `retrieval_scores`, `zeroshot_scores`.
+        """
+        return self.comparison.tables
 
     @property
     def scores(self) -> pd.DataFrame:
         """Of all probes."""
-        return self.tables["scores"]
+        return self.comparison.scores
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "run_dir": str(self.run_dir),
-            **{name: json.loads(table.to_json(orient="records")) for name, table in self.tables.items()},
-            "extract": [report.to_json() for report in self.reports],
-        }
+        return {**self.comparison.to_json(), "extract": [report.to_json() for report in self.reports]}
 
 
 def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = lambda line: None) -> RunResult:
-    """Runs both stages of a recipe; what the stores hold already is not encoded again.
+    """Runs both stages of a recipe; what is done is not done again.
 
     Args:
-        run_dir: where results go; by default `runs/<recipe>/<time>`.
+        run_dir: where results go; by default the newest run of the same recipe that was stopped, else
+            `runs/<recipe>/<time>`.
         say: called with a line about each step.
+
+    Raises:
+        RunStateError: the directory holds another run, or one that is under way.
     """
-    run_dir = Path(run_dir or Path("runs") / recipe.name / time.strftime("%Y-%m-%dT%H-%M-%S"))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    manifest = make_manifest(recipe)
-    reports = _stage_one(recipe, manifest, say)
-    _write_config(recipe, run_dir)
-    first = open_store(recipe.cache / next(iter(recipe.encoders.image)))
-    audit = manifest.audit(files=input_digests(first))  # as stage one read them: no second reading
-    say(f"splits    {audit}")
-    if audit.warning:
-        say(f"warning   {audit.warning}")
-    parts: dict[str, list[pd.DataFrame]] = {}
-    for image in recipe.encoders.image:
-        for text in recipe.encoders.text:
-            for name, table in _stage_two(recipe, manifest, run_dir, image, text, say):
-                parts.setdefault(name, []).append(table.assign(image=image, text=text))
-                pd.concat(parts[name], ignore_index=True).to_csv(run_dir / f"{name}.csv", index=False)
-    return RunResult(run_dir, {name: pd.concat(some, ignore_index=True) for name, some in parts.items()}, reports)
+    identity = recipe_identity(recipe)
+    with RunFolder(_run_dir(recipe, run_dir, identity, say), identity) as folder:
+        data = Datasets.of(recipe)
+        reports = encode(recipe, data, say)
+        study = _study(recipe, data, folder.path)
+        folder.describe(_resolved(recipe, study))
+        first = study.store(next(iter(study.tasks[0].images.values())))
+        audit = data.home.audit(files=input_digests(first))  # as stage one read them: no second reading
+        say(f"splits    {audit}")
+        if audit.warning:
+            say(f"warning   {audit.warning}")
+
+        def of_stage_two(line: str) -> None:
+            say(f"          {line.strip()}" if line.startswith(" ") else f"stage two {line}")
+
+        comparison = finish(study, _told(recipe), _weights(recipe), recipe.steps.hands(), folder.others(), of_stage_two)
+        folder.finish()
+    return RunResult(comparison, reports)
 
 
-def encode_recipe(
-    recipe: Recipe, *, part: tuple[int, int] | None = None, say: Say = lambda line: None
-) -> list[ExtractReport]:
-    """Stage one of a recipe alone, or a part of it; gives what became of each store.
+def planned_steps(recipe: Recipe, *, run_dir: str | Path | None = None) -> dict[str, State]:
+    """What a run would do with each step of stage two, and with which it would have to wait for stage one."""
+    data, parent = Datasets.of(recipe), _parent(recipe)
+    folder = Path(run_dir) if run_dir else unfinished(parent, recipe_identity(recipe)) or parent / "next"
+    waiting: dict[str, State] = {step.name: "waits" for step in _study(recipe, data, folder, Task).steps()}
+    try:
+        study = _study(recipe, data, folder)
+        whole = all(_is_whole(study, task) for task in study.tasks)
+        return study.states(runs_below(folder.parent)) if whole else waiting
+    except StoreNotFoundError:
+        return waiting
 
-    Args:
-        part: (i, n) does the i-th of n parts of every store's plan.
-    """
-    return _stage_one(recipe, make_manifest(recipe), say, part)
+
+def _is_whole(study: Study, task: Task) -> bool:
+    """Whether every store accounts for all that it is to hold."""
+    for paths, column in ((task.images, "id"), (task.texts, "report_id")):
+        for store in map(study.store, paths.values()):
+            known = {*store.ids, *(failure.id for failure in store.failures)}
+            if not known.issuperset(task.manifest.frame[column]):
+                return False
+    return True
 
 
-def plan_recipe(recipe: Recipe, *, part: tuple[int, int] | None = None) -> dict[str, Estimate]:
-    """What stage one of a recipe would take, for each encoder by name; draws the data where it is not there.
+def recipe_identity(recipe: Recipe) -> str:
+    """A fingerprint of all that a recipe asks for, without who does the work."""
+    return fingerprint({"version": __version__, **_settings(recipe)})
 
-    Args:
-        part: (i, n) for the i-th of n parts of every store's plan alone.
-    """
-    manifest = make_manifest(recipe)
-    hands = recipe.extract.hands()
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it was resolved, JSON-ready."""
+    configs = {"train", "probe", "segment", "retrieve"}
+    said = recipe.model_dump(mode="json", exclude={*configs, "steps", "tasks", "extract"})
+    extract = recipe.extract.model_dump(mode="json")
     return {
-        name: plan_extraction(
-            manifest, encoder, recipe.cache / name, part=part, **recipe.extract.content(encoder.modality), **hands
-        )
-        for name, encoder in _encoders(recipe, manifest)
+        **said,
+        "extract": {name: value for name, value in extract.items() if name not in recipe.extract.hands()},
+        **{name: plain(getattr(recipe, name)) for name in sorted(configs)},
+        "tasks": {name: _task_settings(task) for name, task in recipe.tasks.items()},
     }
 
 
-def make_manifest(recipe: Recipe) -> Manifest:
-    """The recipe's manifest, with splits by patient where it asks for them.
+def _task_settings(task: TaskSection) -> dict[str, Any]:
+    said = task.model_dump(mode="json", exclude={"probe", "segment"})
+    return {**said, "probe": plain(task.probe), "segment": plain(task.segment)}
 
-    Raises:
-        ManifestError: the table lacks one of the recipe's labels, or its masks; it should cost no hour of encoding.
-        RecipeError: prompts for a label with classes.
+
+def _resolved(recipe: Recipe, study: Study) -> dict[str, Any]:
+    stores = {name: path for task in study.tasks for name, path in {**task.images, **task.texts}.items()}
+    home = {**study.tasks[0].images, **study.tasks[0].texts}
+    return {
+        **_settings(recipe),
+        "steps": recipe.steps.model_dump(mode="json"),
+        "hands": recipe.extract.hands(),
+        "fingerprints": {name: study.store(home.get(name, path)).fingerprint for name, path in stores.items()},
+    }
+
+
+def _parent(recipe: Recipe) -> Path:
+    return Path("runs") / recipe.name
+
+
+def _run_dir(recipe: Recipe, given: str | Path | None, identity: str, say: Say) -> Path:
+    if given is not None:
+        return Path(given)
+    stopped = unfinished(_parent(recipe), identity)
+    if stopped is not None:
+        say(f"going on   {stopped}, which was stopped")
+        return stopped
+    at = _parent(recipe) / time.strftime("%Y-%m-%dT%H-%M-%S")
+    return next(path for path in (at, *(Path(f"{at}-{k}") for k in range(2, 100))) if not path.exists())
+
+
+def _study(recipe: Recipe, data: Datasets, run_dir: Path, make: Callable[..., Task] = Task.over) -> Study:
+    """The study of a recipe.
+
+    Args:
+        make: from a task's name, manifest and stores to the task.
     """
-    manifest = _read_or_draw(recipe)
-    targets = [Target.of(manifest, label) for label in recipe.labels]
-    if recipe.segment is not None:
-        has_mask(manifest)
-    if recipe.zeroshot is not None:
-        with_classes = [target.name for target in targets if target.task == "multi-class"]
-        if with_classes:
-            raise RecipeError(f"zeroshot: label {with_classes[0]!r} has classes, and no pair of prompts; leave one out")
-        PromptSet.named(recipe.zeroshot).texts(_prompted(recipe, manifest))
-    return manifest
+    images = {name: recipe.cache / name for name in recipe.encoders.image}
+    texts = {name: recipe.cache / name for name in recipe.encoders.text}
+    prompts = {name: prompt_store(recipe, name) for name in texts}
 
-
-def _prompted(recipe: Recipe, manifest: Manifest) -> list[str]:
-    """The single labels that prompts are asked for."""
-    return [name for label in recipe.labels for name in Target.of(manifest, label).classes]
-
-
-def _read_or_draw(recipe: Recipe) -> Manifest:
-    data = recipe.data
-    if isinstance(data, PhantomData):
-        return make_phantom(data.root, data.config)
-    if isinstance(data, DatasetData):
-        return load_dataset(
-            data.name,
-            data.root,
-            split=data.split,
-            task=data.task,
-            seed=data.seed,
-            valid=data.valid,
-            test=data.test,
-            **data.options,
-        )
-    manifest = Manifest.read(data.root / data.table, name=recipe.name, root=data.root, columns=data.columns)
-    if data.split is None:
-        return manifest
-    if (manifest.frame["split"] != "").any():
-        raise RecipeError(
-            f"{data.root / data.table}: the table has splits of its own; take data.split out of the recipe"
-        )
-    frame = manifest.frame.copy()
-    frame["split"] = patient_split(
-        manifest.groups(),
-        manifest.label(data.split.by),
-        valid=data.split.valid,
-        test=data.split.test,
-        seed=data.split.seed,
-    )
-    return Manifest(frame, name=manifest.name, root=manifest.root)
-
-
-def _encoders(recipe: Recipe, manifest: Manifest) -> Iterator[tuple[str, Encoder]]:
-    """Every encoder by its name, one after the other: they need not be in memory together."""
-    for modality, sections in (("image", recipe.encoders.image), ("text", recipe.encoders.text)):
-        for name, section in sections.items():
-            source = _source(recipe, manifest, name, section)
-            yield name, load_encoder(source, modality="image" if modality == "image" else "text", **section.options())
-
-
-def _stage_one(
-    recipe: Recipe, manifest: Manifest, say: Say, part: tuple[int, int] | None = None
-) -> list[ExtractReport]:
-    say(f"data      {manifest.name}: {len(manifest)} images, {len(manifest.reports())} reports")
-    for note in manifest.about.notes:
-        say(f"          {note}")
-    sections, reports = {**recipe.encoders.image, **recipe.encoders.text}, []
-    of_part = "" if part is None else f" part {part[0]}/{part[1]}:"
-    for name, encoder in _encoders(recipe, manifest):
-        content, hands = recipe.extract.content(encoder.modality), recipe.extract.hands()
-        report = extract(manifest, encoder, recipe.cache / name, part=part, **content, **hands)
-        weights = ", random weights: it has learnt nothing" if sections[name].is_random else ""
-        say(
-            f"stage one {name} ({encoder.modality}, {encoder.dim}-d{weights}):{of_part} encoded {report.n_embedded}, "
-            f"present {report.n_present}, failed {report.n_failed} of {report.n_asked}, {report.seconds:.1f} s"
-        )
-        for failure in report.failures[:5]:
-            say(f"          failed {failure.id!r}: {failure.reason}: {failure.message}")
-        if report.failures:
-            say("          to try failed inputs again: --set extract.retry_failed=true")
-        reports.append(report)
-        if encoder.modality == "text" and recipe.zeroshot is not None and part is None:
-            prompts = PromptSet.named(recipe.zeroshot).manifest(_prompted(recipe, manifest))
-            written = extract(prompts, encoder, recipe.cache / "prompts" / name, **recipe.extract.hands())
-            if written.failures:
-                first = written.failures[0]
-                raise RecipeError(
-                    f"{name}: {len(written.failures)} prompts of {recipe.zeroshot!r} cannot be encoded ({first.id!r}: "
-                    f"{first.message}); word them otherwise, or change what it reads of a report (encoders.text.{name}"
-                    ".report)"
-                )
-            say(f"          {name}: {len(prompts)} prompts of {recipe.zeroshot}")
-    return reports
-
-
-def _source(recipe: Recipe, manifest: Manifest, name: str, section: EncoderSection) -> str:
-    checkpoint = recipe.cache / "checkpoints" / name
-    if section.tiny is not None:
-        reports = list(manifest.reports().values()) if section.tiny == "tiny-bert" else []
-        return f"hf:{write_tiny(section.tiny, checkpoint, seed=section.seed, reports=reports)}"
-    if section.random_like is not None:
-        like = section.random_like.replace("{data.root}", str(recipe.data.root))
-        return f"hf:{write_random_like(like, checkpoint, seed=section.seed)}"
-    return str(section.source).replace("{data.root}", str(recipe.data.root))
-
-
-def _stage_two(
-    recipe: Recipe, manifest: Manifest, run_dir: Path, image: str, text: str, say: Say
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Trains a pair of encoders' Adaptor, and gives the tables of what is done with it by name."""
-    image_store, text_store = open_store(recipe.cache / image), open_store(recipe.cache / text)
-    pair_dir = pair_folder(run_dir, image, text)
-    started = time.monotonic()
-    trained = train(manifest, image_store, text_store, pair_dir, config=recipe.train)
-    best = trained.history[trained.best_epoch]
-    say(
-        f"stage two {image} + {text}: Adaptor of {count_parameters(trained.adaptor):,} parameters on "
-        f"{trained.n_train} pairs, best epoch {trained.best_epoch + 1} of {len(trained.history)} "
-        f"(validation loss {best['valid_loss']:.3f}), {time.monotonic() - started:.1f} s"
-    )
-    random = _random_like(recipe, image)
-    random_store = None if random is None else recipe.cache / random
-    for label in recipe.labels:
-        probed = probe(
+    def over(
+        name: str, manifest: Manifest, stores: dict[str, Path], section: Recipe | TaskSection, **more: Any
+    ) -> Task:
+        twins = {image: twin for image in images if (twin := _random_like(recipe, image)) is not None}
+        return make(
+            name,
             manifest,
-            image_store,
-            label=label,
-            run_dir=pair_dir,
-            text_store=text_store,
-            random_store=random_store,
-            config=recipe.probe,
+            stores,
+            labels=tuple(section.labels),
+            probe=section.probe,
+            segment=section.segment,
+            zeroshot=section.zeroshot,
+            random={image: stores[twin] for image, twin in twins.items()},
+            prompts=prompts,
+            **more,
         )
-        probed.write(probe_folder(pair_dir, label))
-        for note in probed.notes:
-            say(f"          {label}: {note}")
-        yield from ((name, getattr(probed, name).assign(label=label)) for name in TABLES)
-    say(f"          probed {', '.join(recipe.labels)}, {time.monotonic() - started:.1f} s in all")
-    if recipe.segment is not None:
-        masks = segment(manifest, image_store, run_dir=pair_dir, random_store=random_store, config=recipe.segment)
-        masks.write(mask_folder(pair_dir))
-        for note in (*masks.notes, *filter(None, [masks.warning])):
-            say(f"          masks: {note}")
-        say(f"          learnt masks, {time.monotonic() - started:.1f} s in all")
-        yield from ((f"mask_{name}", getattr(masks, name)) for name in MASK_TABLES)
-    if recipe.retrieve is not None:
-        found = retrieve(manifest, image_store, text_store, pair_dir, labels=recipe.labels, config=recipe.retrieve)
-        found.write(pair_dir / "retrieval")
-        for note in (*found.notes, *filter(None, [found.warning])):
-            say(f"          retrieval: {note}")
-        yield "retrieval_scores", found.scores
-    if recipe.zeroshot is not None:
-        prompted = zero_shot(
+
+    home = over(data.home.name, data.home, images, recipe, texts=texts, retrieve=recipe.retrieve)
+    others = [
+        over(
+            name,
             manifest,
-            image_store,
-            recipe.cache / "prompts" / text,
-            pair_dir,
-            prompts=recipe.zeroshot,
-            labels=recipe.labels,
+            {image: task_store(recipe, manifest, image) for image in images},
+            recipe.tasks[name],
+            texts={},
         )
-        prompted.write(pair_dir / "zeroshot")
-        for note in (*prompted.notes, *filter(None, [prompted.warning])):
-            say(f"          zero-shot: {note}")
-        yield "zeroshot_scores", prompted.scores
-
-
-def pair_folder(run_dir: Path, image: str, text: str) -> Path:
-    """The run directory of a pair of encoders within a recipe's."""
-    return run_dir / f"{image}+{text}"
+        for name, manifest in data.tasks.items()
+    ]
+    return Study([home, *others], run_dir, recipe.train)
 
 
 def _random_like(recipe: Recipe, image: str) -> str | None:
@@ -304,16 +210,18 @@ def _random_like(recipe: Recipe, image: str) -> str | None:
     return next(alike, None) if source is not None else None
 
 
-def _write_config(recipe: Recipe, run_dir: Path) -> None:
-    names = [*recipe.encoders.image, *recipe.encoders.text]
-    stores = {name: open_store(recipe.cache / name) for name in names}
-    resolved = {
-        **recipe.model_dump(mode="json", exclude={"train", "probe", "segment", "retrieve", "data"}),
-        "data": recipe.data.model_dump(mode="json"),
-        "train": asdict(recipe.train),
-        "probe": json.loads(json.dumps(asdict(recipe.probe))),
-        "segment": None if recipe.segment is None else json.loads(json.dumps(asdict(recipe.segment))),
-        "retrieve": None if recipe.retrieve is None else json.loads(json.dumps(asdict(recipe.retrieve))),
-        "fingerprints": {name: store.fingerprint for name, store in stores.items()},
-    }
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), "utf-8")
+def _told(recipe: Recipe) -> dict[tuple[str, str], str]:
+    """What the recipe says of its encoders' exposure, by encoder and task."""
+    datasets = {task: recipe.tasks[task].data for task in recipe.tasks}
+    sections = {**recipe.encoders.image, **recipe.encoders.text}
+    found: dict[tuple[str, str], str] = {}
+    for name, section in sections.items():
+        for dataset, level in section.exposure.items():
+            alike = [task for task, data in datasets.items() if getattr(data, "name", task) == dataset]
+            found |= {(name, task): str(level) for task in {dataset, *alike}}
+    return found
+
+
+def _weights(recipe: Recipe) -> dict[str, str]:
+    sections = {**recipe.encoders.image, **recipe.encoders.text}
+    return {name: "random" for name, section in sections.items() if section.is_random}

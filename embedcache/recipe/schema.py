@@ -14,15 +14,16 @@ from embedcache.data.radiograph import DecodePolicy
 from embedcache.data.reports import ReportPolicy
 from embedcache.data.views import ViewPolicy
 from embedcache.encoders.base import Pooling
+from embedcache.encoders.catalogue import Exposure
 from embedcache.stage_one.asked import Asked
-from embedcache.stage_one.workers import Backend, Workers
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.retrieve_config import RetrieveConfig
 from embedcache.stage_two.segment_config import SegmentConfig
+from embedcache.workers.chosen import Backend, Workers
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-_RESERVED = {"checkpoints", "dataset", "prompts"}  # what else lies in a recipe's cache
+_RESERVED = {"checkpoints", "dataset", "prompts", "tasks"}  # what else lies in a recipe's cache
 
 
 class _Section(BaseModel):
@@ -88,7 +89,8 @@ class EncoderSection(_Section):
     """One encoder: a `source` that `load_encoder` takes, or random weights.
 
     `tiny` writes a tiny random checkpoint; `random_like` writes the architecture of a local checkpoint with random
-    weights. `{data.root}` in a source stands for the data's root.
+    weights. `{data.root}` in a source stands for the data's root. `exposure` says which test data it has seen, by
+    dataset, where the catalogue does not know.
     """
 
     source: str | None = None
@@ -107,6 +109,7 @@ class EncoderSection(_Section):
     compile: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    exposure: dict[str, Exposure] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_origin(self) -> EncoderSection:
@@ -117,7 +120,7 @@ class EncoderSection(_Section):
 
     def options(self) -> dict[str, Any]:
         """What `load_encoder` is asked for beside the name."""
-        origin = {"source", "tiny", "random_like", "seed"}
+        origin = {"source", "tiny", "random_like", "seed", "exposure"}
         return {name: getattr(self, name) for name in type(self).model_fields if name not in origin}
 
     @property
@@ -171,32 +174,81 @@ class ExtractSection(_Section):
         return {name: getattr(self, name) for name in ("n_threads", "workers", "backend", "address")}
 
 
+class StepsSection(_Section):
+    """Who does stage two: independent steps run at the same time, by default in as many processes as cores allow."""
+
+    workers: Annotated[int, Field(ge=1)] | None = None
+    backend: Backend = "local"
+    address: str | None = None
+
+    def hands(self) -> Workers:
+        """The same for the engines."""
+        return Workers(self.backend, self.address, self.workers)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> StepsSection:
+        self.hands()
+        return self
+
+
+_Data = Annotated[PhantomData | TableData | DatasetData, Field(discriminator="kind")]
+
+
+class TaskSection(_Section):
+    """Another dataset to score the pairs on, through the same encoders; its reports are not read."""
+
+    data: _Data
+    labels: list[str] = Field(default_factory=list)
+    probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    segment: SegmentConfig | None = None
+    zeroshot: str | None = None
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> TaskSection:
+        if not self.labels and self.segment is None:
+            raise ValueError("expected labels to probe, or segment")
+        if self.zeroshot is not None:
+            PromptSet.named(self.zeroshot)
+        return self
+
+
 class Recipe(_Section):
-    """Everything that a run needs."""
+    """Everything that a run needs.
+
+    Adaptors are trained on `data`; pairs are scored on it, and on the data of `tasks`.
+    """
 
     name: _Name
     cache: Path
-    data: Annotated[PhantomData | TableData | DatasetData, Field(discriminator="kind")]
+    data: _Data
     encoders: EncodersSection
     extract: ExtractSection = Field(default_factory=ExtractSection)
     train: TrainConfig = Field(default_factory=TrainConfig)
-    labels: Annotated[list[str], Field(min_length=1)]
+    labels: list[str] = Field(default_factory=list)
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
     segment: SegmentConfig | None = None
     retrieve: RetrieveConfig | None = None
     zeroshot: str | None = None  # a set of prompts, or its file
+    tasks: dict[_Name, TaskSection] = Field(default_factory=dict)
+    steps: StepsSection = Field(default_factory=StepsSection)
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Recipe:
-        if self.segment is not None and self.extract.tokens not in (True, "image"):
+        segmenting = self.segment is not None or any(task.segment is not None for task in self.tasks.values())
+        if not self.labels and not segmenting and self.retrieve is None and not self.tasks:
+            raise ValueError("nothing is scored: expected labels, segment, retrieve, or tasks")
+        if self.zeroshot is not None and not self.labels:
+            raise ValueError("zeroshot needs labels")
+        if segmenting and self.extract.tokens not in (True, "image"):
             raise ValueError("segment needs the tokens of images: set extract.tokens to image, or leave segment out")
-        if self.train.attention == "cross-modal" and (self.segment is not None or self.retrieve is not None):
+        if self.train.attention == "cross-modal" and (segmenting or self.retrieve is not None):
             raise ValueError(
                 "segment and retrieve need an Adaptor in which an image does not attend to its report: set "
                 "train.attention to self, or leave them out"
             )
         if self.zeroshot is not None:
             PromptSet.named(self.zeroshot)
-            if "tokens" in (self.train.image, self.train.text):
-                raise ValueError("zeroshot needs an Adaptor of embeddings, not of tokens; leave one of both out")
+        prompting = self.zeroshot is not None or any(task.zeroshot is not None for task in self.tasks.values())
+        if prompting and "tokens" in (self.train.image, self.train.text):
+            raise ValueError("zeroshot needs an Adaptor of embeddings, not of tokens; leave one of both out")
         return self

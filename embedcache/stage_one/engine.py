@@ -20,10 +20,10 @@ from embedcache.encoders.load import Loading
 from embedcache.errors import EncoderError, WorkerError
 from embedcache.stage_one.order import Delivery, Order
 from embedcache.stage_one.pipeline import batched
-from embedcache.stage_one.pools import POOLS, Lost
 from embedcache.stage_one.samples import Samples
-from embedcache.stage_one.workers import Workers
 from embedcache.store.catalogue import Catalogue, PlannedShard
+from embedcache.workers.chosen import Workers
+from embedcache.workers.pools import Lost, open_pool
 
 _MOST_SHARDS = 8  # in one order: the pipeline of a worker runs empty between orders
 _ORDERS_EACH = 4  # at least so many for each worker, so that none waits long for the last
@@ -55,7 +55,9 @@ def hand_out(
         n_cores=cores_of_thread(),
         polite=polite,
     )
-    with POOLS[workers.backend](workers, encoder) as pool:
+    loading = getattr(encoder, "origin", None)
+    on_any = isinstance(loading, Loading) and loading.options.device == "auto"
+    with open_pool(workers, device_of(encoder), on_any=on_any) as pool:
         each = min(max(len(shards) // (max(pool.n_workers, 1) * _ORDERS_EACH), 1), _MOST_SHARDS)
         waiting = deque(batched(shards, each))
         under_way: dict[Any, list[PlannedShard]] = {}
@@ -118,6 +120,11 @@ class _Losses:
             f"{self._catalogue.path}: workers died {over}, the last with {last}; look for memory that runs out, or for "
             "a file that breaks its decoder: --workers 1 --threads 1 shows where"
         ) from last
+
+
+def device_of(encoder: Encoder) -> str:
+    """Where an encoder runs; one of the caller's own that does not say so runs on the CPU."""
+    return getattr(encoder, "device", "cpu")
 
 
 def _sendable(encoder: Encoder) -> Encoder | Loading:

@@ -22,17 +22,19 @@ from embedcache.errors import EmbedCacheError, InputError, ManifestError, StoreN
 from embedcache.fingerprint import input_digest
 from embedcache.resources import check_room
 from embedcache.stage_one.asked import Asked
+from embedcache.stage_one.engine import device_of
 from embedcache.stage_one.estimate import Estimate, bytes_on_disk, estimate, fitting_batch, mean_tokens
 from embedcache.stage_one.phases import Phases
 from embedcache.stage_one.plan import Part, ids_of, next_plan, work_for
 from embedcache.stage_one.samples import Samples
 from embedcache.stage_one.work import run_all, warn_of_mixing
-from embedcache.stage_one.workers import Backend, Workers
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, Plan, check_document, open_or_create, publish_plan
 from embedcache.store.location import write_location
+from embedcache.store.pace import add_pace
 from embedcache.store.shard import Failure
 from embedcache.store.store import Store, open_store
+from embedcache.workers.chosen import Backend, Workers
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def extract(
     asked = Asked(tokens, store_dtype, shard_rows, batch_size, views, view_policy, part, retry_failed)
     asked.check(encoder)
     hands = Workers(backend, address, workers, n_threads)
-    hands.devices(encoder)
+    hands.devices(device_of(encoder))
     chosen = None if part is None else Part(*part)
     started, path = time.monotonic(), Path(store_dir)
     samples = Samples.of(manifest, encoder, views, view_policy)
@@ -143,6 +145,8 @@ def extract(
     after = open_store(path)
     if samples.modality == "text":
         _check_inputs(after, samples)  # another extractor may have had other texts under these ids
+    written = {shard.number for shard in done}
+    add_pace(path, sum(len(shard.ids) for shard in work if shard.number in written), time.monotonic() - started - planned_s)
     documents = Catalogue.read(path).shards
     reduced = {s.number: documents[s.number]["batch_size"] for s in work if "batch_size" in documents[s.number]}
     truncated = {i: n for shard in done for i, n in shard.truncated.items()}
@@ -196,7 +200,7 @@ def plan_extraction(
         n_shards=len(work),
         shard_ids=max((len(shard.ids) for shard in work), default=0),
         batch_size=max((shard.batch_size for shard in work), default=0),
-        n_workers=len(hands.devices(encoder)),
+        n_workers=len(hands.devices(device_of(encoder))),
         n_threads=n_threads,
     )
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
-import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from embedcache.device import count_cores
 from embedcache.encoders.base import Encoder
 from embedcache.encoders.load import Loading
-from embedcache.errors import WorkerError
 from embedcache.stage_one.phases import Phases
 from embedcache.stage_one.pipeline import Pipeline, ShardDone
 from embedcache.stage_one.samples import Samples
@@ -49,6 +46,37 @@ class Order:
     n_cores: int
     polite: bool
 
+    def on(self, device: str) -> Order:
+        """The same with its encoder on a device of this machine; one of the caller's own stays where it is."""
+        return replace(self, encoder=self.encoder.on(device)) if isinstance(self.encoder, Loading) else self
+
+    def anywhere(self) -> Order:
+        """The same for a worker of a cluster, whose GPUs have numbers of their own."""
+        numbered = isinstance(self.encoder, Loading) and self.encoder.options.device.startswith("cuda:")
+        return self.on("cuda") if numbered else self
+
+    def carry_out(self) -> Delivery:
+        """Encodes the shards; runs in a worker process.
+
+        Raises:
+            StoreNotFoundError, FingerprintMismatchError: the worker does not see the store, or sees another.
+            ManifestError: it does not see the images.
+            EncoderError: what it loads is another encoder.
+        """
+        with _at_work:
+            document = read_document(self.store / layout.STORE_NAME)
+            check_fingerprint(document["fingerprint"], self.fingerprint, self.store / layout.STORE_NAME)
+            self.samples.check_data()
+            encoder = self.encoder.load() if isinstance(self.encoder, Loading) else self.encoder
+            n_threads = self.n_threads or max(count_cores() // self.neighbours, 1)
+            catalogue = Catalogue(self.store, document, {}, 0)
+            with (
+                Claims(self.store) as claims,
+                Pipeline(self.samples, encoder, catalogue, n_threads=n_threads, n_cores=self.n_cores) as pipeline,
+            ):
+                done = pipeline.run(self.shards, claims if self.polite else None)
+                return Delivery(done, pipeline.clock.read(), dict(encoder.record.notes))
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -61,39 +89,3 @@ class Delivery:
     done: list[ShardDone]
     phases: Phases
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-def carry_out(order: Order) -> Delivery:
-    """Encodes the shards of an order; runs in a worker process.
-
-    Raises:
-        StoreNotFoundError, FingerprintMismatchError: the worker does not see the store, or sees another.
-        ManifestError: it does not see the images.
-        EncoderError: what it loads is another encoder.
-        WorkerError: instead of an exception that cannot be sent to another process.
-    """
-    try:
-        return _carry_out(order)
-    except Exception as error:  # raised again as it is, if it can be sent
-        try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
-        except Exception as unsent:  # noqa: BLE001  # whatever its class does when it is made again
-            told = "".join(traceback.format_exception(error))
-            raise WorkerError(f"{type(error).__name__} in a worker (it cannot be sent: {unsent}):\n{told}") from None
-        raise
-
-
-def _carry_out(order: Order) -> Delivery:
-    with _at_work:
-        document = read_document(order.store / layout.STORE_NAME)
-        check_fingerprint(document["fingerprint"], order.fingerprint, order.store / layout.STORE_NAME)
-        order.samples.check_data()
-        encoder = order.encoder.load() if isinstance(order.encoder, Loading) else order.encoder
-        n_threads = order.n_threads or max(count_cores() // order.neighbours, 1)
-        catalogue = Catalogue(order.store, document, {}, 0)
-        with (
-            Claims(order.store) as claims,
-            Pipeline(order.samples, encoder, catalogue, n_threads=n_threads, n_cores=order.n_cores) as pipeline,
-        ):
-            done = pipeline.run(order.shards, claims if order.polite else None)
-            return Delivery(done, pipeline.clock.read(), dict(encoder.record.notes))

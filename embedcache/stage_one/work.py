@@ -12,13 +12,14 @@ from typing import Any
 
 from embedcache.encoders.base import Encoder
 from embedcache.progress import Progress
-from embedcache.stage_one.engine import Workers, hand_out
+from embedcache.stage_one.engine import device_of, hand_out
 from embedcache.stage_one.phases import Phases, pace
 from embedcache.stage_one.pipeline import Pipeline, ShardDone
 from embedcache.stage_one.samples import Samples
 from embedcache.store import commit, layout
 from embedcache.store.catalogue import Catalogue, PlannedShard
 from embedcache.store.claims import Claims
+from embedcache.workers.chosen import Workers
 
 _POLL_S = 0.2  # between looks at shards that other extractors have in hand
 _LOOK_EVERY_S = 0.5  # at what workers published
@@ -45,7 +46,7 @@ def run_all(
             total = sum(len(shard.ids) for shard in left)
             unit = "image" if samples.modality == "image" else "report"
             with Progress(f"encoding into {catalogue.path}", total=total, unit=unit) as progress:
-                if workers.are_here(encoder):
+                if workers.are_here(device_of(encoder)):
                     with Pipeline(
                         samples, encoder, catalogue, n_threads=workers.n_threads, on_ids=progress.advance
                     ) as pipeline:

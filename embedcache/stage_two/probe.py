@@ -297,7 +297,7 @@ class _Probe:
                 key = (test.name, head, amount)
                 if not setting.control:
                     of_result[key] = told, scored[-1]
-                    self.tables.add_details(names, test, told, chosen, runs)
+                    self.tables.add_details(names, test, told, chosen, runs, scored[-1].scorable)
                     if k == 0 and amount == self.tables.most:
                         self._keep(head, features, runs[0], chosen[0], told)
                 elif setting.control != "as-published":

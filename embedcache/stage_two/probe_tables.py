@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from embedcache.metrics.intervals import PatientDraws, Sampled, difference
-from embedcache.metrics.paired import PairedDifference, compare_aurocs, paired_bootstrap
+from embedcache.metrics.intervals import PatientDraws, difference
 from embedcache.output import write_tables
 from embedcache.stage_two.answers import Answer
 from embedcache.stage_two.calibrating import Calibrator, calibration_rows
+from embedcache.stage_two.comparisons import compared, headline
 from embedcache.stage_two.kept import KeptHead, write_all
 from embedcache.stage_two.label_budget import Budget
 from embedcache.stage_two.probe_config import ProbeConfig, Unit
@@ -54,7 +54,8 @@ class ProbeResult:
             `p_holm` (adjusted for the number of controls).
         calibration: Brier score, ECE, slope and intercept of the result, before and after.
         subgroups: the result within sex, age, view and site, at the largest fraction or number of shots.
-        predictions: of the result, a row per unit, class, head, fraction and seed.
+        predictions: of the result, a row per unit, class, head, fraction and seed; `group` is what intervals resample,
+            `scorable` whether the class has a score.
         label: as asked for.
         n_failed: manifest rows left out because stage one recorded a failure.
         warning: one line where the manifest's splits share patients, studies or files; blank where they do not.
@@ -108,7 +109,7 @@ class Tables:
 
     def __init__(self, target: Target, config: ProbeConfig) -> None:
         self._target, self._config = target, config
-        self._headline = _headline(target, config)
+        self._headline = headline(target, config.protocol)
         self.most = (max(config.fractions), 0) if config.fractions else (-1.0, max(config.shots))
         self._rows: dict[str, list[Row]] = {name: [] for name in TABLES}
         self._predicted: list[pd.DataFrame] = []
@@ -192,6 +193,7 @@ class Tables:
         told: Said,
         chosen: Sequence[ChosenOn],
         runs: Sequence[tuple[Budget, Answer]],
+        scorable: np.ndarray,
     ) -> None:
         """Calibration, subgroups and predictions of a head on a test set."""
         names = {k: names[k] for k in _AMOUNT} | {"test": test.name}
@@ -208,7 +210,7 @@ class Tables:
                     f"{names['head']}, seed {budget.seed}, {len(budget.rows)} labels, {test.name}: says the same of "
                     f"every {self._config.unit} for {', '.join(self._target.classes[k] for k in flat)}"
                 )
-            self._predicted.append(self._predictions(names, test, told, chosen[s], s, budget, answer))
+            self._predicted.append(self._predictions(names, test, told, chosen[s], s, budget, answer, scorable))
 
     def _predictions(
         self,
@@ -219,6 +221,7 @@ class Tables:
         s: int,
         budget: Budget,
         answer: Answer,
+        scorable: np.ndarray,
     ) -> pd.DataFrame:
         units, c = test.units, self._target.n_outputs
         p = told.probabilities[s]
@@ -226,8 +229,10 @@ class Tables:
         table = {
             "id": np.repeat(_plain(units.keys, self._config.unit), c),
             "patient": np.repeat(units.frame["patient"].to_numpy(object), c),
+            "group": np.repeat(units.groups, c),
             "class": np.tile(np.array(self._target.classes, object), len(units.keys)),
             "label": self._target.one_vs_rest(units.values).ravel(),
+            "scorable": np.tile(scorable, len(units.keys)),
             "probability": p.ravel(),
             "threshold": np.tile(told.thresholds[s], len(units.keys)),
             "calibrated": np.stack([of(p[:, k]) for k, of in enumerate(platt)], axis=1).ravel(),
@@ -240,26 +245,9 @@ class Tables:
     def add_gains(self, names: Row, test: HeldOut, result: tuple[Said, Scored], control: tuple[Said, Scored]) -> None:
         """How much the result of a head exceeds a control."""
         metric, class_name = self._headline
-        a, b = (scored.of(metric, class_name) for _, scored in (result, control))
-        found = self._compared(test, result[0], control[0], a, b)
+        found = compared(result, control, test.units.values, self._target, test.draws, self._headline)
         kept = {"control": names["control"], **{k: names[k] for k in _AMOUNT}}
         self._rows["gains"].append({"test": test.name, **kept, "metric": metric, "class": class_name, **asdict(found)})
-
-    def _compared(self, test: HeldOut, result: Said, control: Said, a: Sampled, b: Sampled) -> PairedDifference:
-        """By DeLong where it holds: one run, one unit a patient, and nothing blank."""
-        y = test.units.values
-        of_auroc = self._headline[0] == "auroc" and self._target.task == "binary"
-        if of_auroc and len(a.value) == len(b.value) == 1 and not np.isnan(y).any():
-            p, q = (told.probabilities[0, :, 0] for told in (result, control))
-            return compare_aurocs(y[:, 0].astype(np.int64), p, q, draws=test.draws)
-        return paired_bootstrap(a, b)
-
-
-def _headline(target: Target, config: ProbeConfig) -> tuple[str, str]:
-    """The score by which settings are compared; the paper's of COVIDx is accuracy."""
-    if target.task == "multi-class" or (target.task == "binary" and config.protocol == "paper-covidx"):
-        return "accuracy", ""
-    return "auroc", "" if target.task == "binary" else MACRO
 
 
 def _plain(keys: np.ndarray, unit: Unit) -> np.ndarray:
@@ -270,6 +258,6 @@ def _plain(keys: np.ndarray, unit: Unit) -> np.ndarray:
 
 def _compact(predictions: pd.DataFrame) -> pd.DataFrame:
     """Names once each, numbers in single precision: there is a row for each unit, class and run."""
-    kinds = dict.fromkeys(("id", "patient", "class", "head", "test"), "category")
+    kinds = dict.fromkeys(("id", "patient", "group", "class", "head", "test"), "category")
     numbers = ("label", "probability", "threshold", "calibrated", "at_prevalence", "setting")
     return predictions.astype(kinds | {name: np.float32 for name in numbers if name in predictions})

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from embedcache.errors import MissingIdsError, NoTokensError, some_ids
-from embedcache.fingerprint import INPUT_DIGEST_BYTES
+from embedcache.fingerprint import INPUT_DIGEST_BYTES, fingerprint
 from embedcache.ids import unusable_ids
 from embedcache.store import layout
 from embedcache.store.catalogue import Catalogue
@@ -58,6 +58,11 @@ class Store:
     def fingerprint(self) -> str:
         """What determines the stored values: encoder, layout and format."""
         return str(self._source.document["fingerprint"])
+
+    @property
+    def content(self) -> str:
+        """A digest of what it holds: equal for stores of the same shards, wherever they lie."""
+        return fingerprint([self.fingerprint, [document["sha256"] for document in self._source.shards]])
 
     @property
     def encoder_fingerprint(self) -> str:

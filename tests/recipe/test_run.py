@@ -13,9 +13,10 @@ from click.testing import CliRunner
 import embedcache
 from embedcache.cli import main
 from embedcache.errors import ManifestError, RecipeError
+from embedcache.recipe.data import make_manifest as make_manifest_of
+from embedcache.recipe.encode import encode_recipe, plan_recipe
 from embedcache.recipe.read import read_recipe
-from embedcache.recipe.run import encode_recipe, plan_recipe, run_recipe
-from embedcache.recipe.run import make_manifest as make_manifest_of
+from embedcache.recipe.run import run_recipe
 from embedcache.recipe.schema import Recipe, SplitSection, TableData
 from embedcache.report.run_text import run_text
 from embedcache.report.score_text import score_table

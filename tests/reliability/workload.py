@@ -82,7 +82,7 @@ def extract(store: Path, manifest: Manifest | None = None, encoder: HashEncoder 
 
 def tree(store: Path) -> dict[str, str]:
     """Name and SHA-256 of every file."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.iterdir())}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.iterdir()) if p.name != ".pace"}
 
 
 def in_child(work: Callable[[], object], *, timeout_s: float = 60.0, memory_bytes: int | None = None) -> int:

@@ -20,7 +20,7 @@ import embedcache
 from embedcache import Manifest
 from embedcache.errors import DeviceError, EncoderError, SettingsError, WorkerError
 from embedcache.stage_one.extract import ExtractReport
-from embedcache.stage_one.workers import Workers
+from embedcache.workers.chosen import Workers
 
 OPTIONS = {"shard_rows": 5, "batch_size": 2}
 
@@ -82,7 +82,7 @@ def fatal():
 
 
 def digests(store: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.iterdir())}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.iterdir()) if p.name != ".pace"}
 
 
 def counts_hold(report: ExtractReport) -> bool:
@@ -378,7 +378,7 @@ def test_dask_starts_workers_of_its_own(many, whole, own, tmp_path: Path) -> Non
 
 
 def test_a_scheduler_that_is_not_there_is_told(make_manifest, image_encoder, tmp_path: Path, monkeypatch) -> None:
-    from embedcache.stage_one import pools
+    from embedcache.workers import pools
 
     monkeypatch.setattr(pools, "CONNECT_S", 1)
     with pytest.raises(WorkerError, match=r"no dask scheduler at tcp://127\.0\.0\.1:9.*expected an address such as"):
@@ -427,24 +427,18 @@ def test_settings_that_make_no_sense(make_manifest, image_encoder, tmp_path: Pat
     assert not (tmp_path / "s").exists()
 
 
-class OnGpu:
-    """What of an encoder on a GPU counts for who does the work."""
-
-    device = "cuda"
-
-
 def test_a_process_for_each_gpu(monkeypatch) -> None:
-    from embedcache.stage_one import workers
+    from embedcache.workers import chosen
 
-    monkeypatch.setattr(workers, "count_gpus", lambda: 4)
-    assert Workers().devices(OnGpu()) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
-    assert Workers(n=2).devices(OnGpu()) == ["cuda:0", "cuda:1"]
-    assert Workers(n=1).devices(OnGpu()) == ["cuda"]
-    assert Workers("dask", "tcp://x:1").devices(OnGpu()) == ["cuda"]
+    monkeypatch.setattr(chosen, "count_gpus", lambda: 4)
+    assert Workers().devices("cuda") == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert Workers(n=2).devices("cuda") == ["cuda:0", "cuda:1"]
+    assert Workers(n=1).devices("cuda") == ["cuda"]
+    assert Workers("dask", "tcp://x:1").devices("cuda") == ["cuda"]
     with pytest.raises(DeviceError, match="5 workers for 4 GPUs"):
-        Workers(n=5).devices(OnGpu())
+        Workers(n=5).devices("cuda")
     with pytest.raises(DeviceError, match="the backend local takes one for each GPU"):
-        Workers("ray", n=2).devices(OnGpu())
+        Workers("ray", n=2).devices("cuda")
 
 
 def test_parts_together_make_the_whole(many, whole, own, tmp_path: Path) -> None:

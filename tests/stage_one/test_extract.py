@@ -26,7 +26,7 @@ from embedcache.store.catalogue import Catalogue
 
 
 def digests(store: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.iterdir())}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.iterdir()) if p.name != ".pace"}
 
 
 def with_frame(manifest: Manifest, frame: pd.DataFrame) -> Manifest:

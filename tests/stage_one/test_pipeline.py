@@ -24,7 +24,7 @@ from embedcache.store.catalogue import Catalogue
 
 
 def digests(store: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.iterdir())}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(store.iterdir()) if p.name != ".pace"}
 
 
 class Wrapped:

@@ -1,35 +1,49 @@
-"""Processes that take orders: of this machine one for each device, of dask or of ray those that there are."""
+"""Processes that take work: of this machine one for each device, of dask or of ray those that there are."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
+import pickle
 import signal
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
-from dataclasses import replace
 from typing import Any, Literal, Protocol
 
-from embedcache.encoders.base import Encoder
-from embedcache.encoders.load import Loading
 from embedcache.errors import WorkerError
-from embedcache.stage_one.order import Delivery, Order, carry_out
-from embedcache.stage_one.workers import Backend, Workers
+from embedcache.workers.chosen import Backend, Workers
 
 _LOOK_EVERY_S = 1.0  # for the parent of a local worker
 CONNECT_S = 30
 _DASK_IS_GONE = "the dask scheduler is gone, or gave its work up; run the same command again once it is back"
 
 
+class Work(Protocol):
+    """What a process is asked to do; small, and made to be sent."""
+
+    def on(self, device: str) -> Work:
+        """The same, to be done on a device of this machine."""
+        ...
+
+    def anywhere(self) -> Work:
+        """The same for a worker of a cluster, whose GPUs have numbers of their own."""
+        ...
+
+    def carry_out(self) -> Any:
+        """Does it, in the worker; what it gives is sent back."""
+        ...
+
+
 class Lost(Exception):
-    """The process that had an order died.
+    """The process that had some work died.
 
     Args:
-        begun: whether it was at work on this order; else another was before it.
+        begun: whether it was at work on this; else another was before it.
     """
 
     def __init__(self, what: str, *, begun: bool = True) -> None:
@@ -38,7 +52,7 @@ class Lost(Exception):
 
 
 class Pool(Protocol):
-    """Processes that take orders. What `submit` gives stands for an order that is under way."""
+    """Processes that take work. What `submit` gives stands for work that is under way."""
 
     @property
     def n_workers(self) -> int:
@@ -50,14 +64,14 @@ class Pool(Protocol):
         """Most of them on one machine."""
         ...
 
-    def submit(self, order: Order) -> Any: ...
+    def submit(self, work: Work) -> Any: ...
 
     def ended(self, under_way: Collection[Any], timeout_s: float) -> Collection[Any]:
-        """Orders that came to an end; none after `timeout_s`."""
+        """Work that came to an end; none after `timeout_s`."""
         ...
 
-    def delivery(self, ended: Any) -> Delivery:
-        """What became of an order; what its code raised is raised.
+    def delivery(self, ended: Any) -> Any:
+        """What became of it; what its code raised is raised.
 
         Raises:
             Lost: its process died.
@@ -74,32 +88,31 @@ class _Local:
         self._make = lambda: ProcessPoolExecutor(1, timeout=None, initializer=_attend, initargs=(os.getpid(),))
         self._devices = devices
         self._executors = [self._make() for _ in devices]
-        self._places: dict[Any, tuple[int, Any]] = {}  # of each order under way, the oldest first: device, executor
+        self._places: dict[Any, tuple[int, Any]] = {}  # of all work under way, the oldest first: device, executor
         self._in_hand: Any = None  # what the process that died last was at work on
         self.n_workers = self.neighbours = len(devices)
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, workers: Workers, encoder: Encoder) -> Iterator[_Local]:
-        pool = cls(workers.devices(encoder))
+    def open(cls, workers: Workers, device: str, on_any: bool) -> Iterator[_Local]:
+        pool = cls(workers.devices(device))
         try:
             yield pool
         finally:
             with _without_interrupts():
                 for wait in (False, True):  # first all of them are told
                     for executor in pool._executors:
-                        executor.shutdown(wait=wait, kill_workers=True)  # they hold the encoder's memory
+                        executor.shutdown(wait=wait, kill_workers=True)  # they hold memory
 
-    def submit(self, order: Order) -> Any:
+    def submit(self, work: Work) -> Any:
         load = Counter(place for place, _ in self._places.values())
         place = min(range(self.n_workers), key=lambda k: load[k])
-        if isinstance(order.encoder, Loading):
-            order = replace(order, encoder=order.encoder.on(self._devices[place]))
+        work = work.on(self._devices[place])
         try:
-            future = self._executors[place].submit(carry_out, order)
+            future = self._executors[place].submit(_carried_out, work)
         except BrokenExecutor:  # it died with nothing to do
             self._executors[place] = self._make()
-            future = self._executors[place].submit(carry_out, order)
+            future = self._executors[place].submit(_carried_out, work)
         self._places[future] = place, self._executors[place]
         return future
 
@@ -108,7 +121,7 @@ class _Local:
 
         return wait(under_way, timeout_s, FIRST_COMPLETED).done
 
-    def delivery(self, ended: Any) -> Delivery:
+    def delivery(self, ended: Any) -> Any:
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         place, executor = self._places[ended]
@@ -116,7 +129,7 @@ class _Local:
             return ended.result()
         except BrokenExecutor as error:
             if not isinstance(error, TerminatedWorkerError):
-                raise WorkerError(f"a worker could not take its order ({error})") from error
+                raise WorkerError(f"a worker could not take its work ({error})") from error
             if self._executors[place] is executor:
                 self._executors[place] = self._make()
                 self._in_hand = next(future for future, at in self._places.items() if at == (place, executor))
@@ -133,12 +146,12 @@ class _Dask:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, workers: Workers, encoder: Encoder) -> Iterator[_Dask]:
+    def open(cls, workers: Workers, device: str, on_any: bool) -> Iterator[_Dask]:
         distributed = _library("distributed", extra="dask")
         with contextlib.ExitStack() as stack:
             cluster: Any = workers.address
             if cluster is None:
-                n = len(workers.devices(encoder))
+                n = len(workers.devices(device))
                 cluster = stack.enter_context(
                     distributed.LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None)
                 )
@@ -166,8 +179,8 @@ class _Dask:
         except OSError as error:
             raise WorkerError(_DASK_IS_GONE) from error
 
-    def submit(self, order: Order) -> Any:
-        return self._client.submit(carry_out, _on_any_gpu(order), pure=False)
+    def submit(self, work: Work) -> Any:
+        return self._client.submit(_carried_out, work.anywhere(), pure=False)
 
     def ended(self, under_way: Collection[Any], timeout_s: float) -> Collection[Any]:
         from distributed import wait
@@ -180,7 +193,7 @@ class _Dask:
         except CancelledError:
             return [future for future in under_way if future.cancelled()]
 
-    def delivery(self, ended: Any) -> Delivery:
+    def delivery(self, ended: Any) -> Any:
         from distributed.scheduler import KilledWorker
 
         try:
@@ -192,21 +205,21 @@ class _Dask:
 
 
 class _Ray:
-    """The workers of a ray cluster: one for each GPU where the encoder uses one, else one for each core."""
+    """The workers of a ray cluster: one for each GPU where the work uses one, else one for each core."""
 
     def __init__(self, ray: Any, resource: Literal["CPU", "GPU"]) -> None:
         self._ray, self._resource = ray, resource
         needs = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": 1}
-        self._carry_out = ray.remote(max_retries=0, max_calls=0, **needs)(carry_out)
+        self._carry_out = ray.remote(max_retries=0, max_calls=0, **needs)(_carried_out)
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, workers: Workers, encoder: Encoder) -> Iterator[_Ray]:
+    def open(cls, workers: Workers, device: str, on_any: bool) -> Iterator[_Ray]:
         ray = _library("ray", extra="ray")
         with contextlib.ExitStack() as stack:
-            on_gpu = getattr(encoder, "device", "cpu") != "cpu"
+            on_gpu = device != "cpu"
             if not ray.is_initialized():
-                n = len(workers.devices(encoder))
+                n = len(workers.devices(device))
                 local = {} if workers.address else {"num_cpus": n, "num_gpus": int(on_gpu), "include_dashboard": False}
                 try:
                     with _keeping_handlers():
@@ -217,8 +230,6 @@ class _Ray:
                         "machine of the cluster, or ray://head:10001"
                     ) from error
                 stack.callback(ray.shutdown)
-            loading = getattr(encoder, "origin", None)
-            on_any = isinstance(loading, Loading) and loading.options.device == "auto"  # this machine may have no GPU
             use_gpus = on_gpu or (on_any and ray.cluster_resources().get("GPU", 0) >= 1)
             yield cls(ray, "GPU" if use_gpus else "CPU")
 
@@ -235,13 +246,13 @@ class _Ray:
     def neighbours(self) -> int:
         return max([*self._each(), 1])
 
-    def submit(self, order: Order) -> Any:
-        return self._carry_out.remote(_on_any_gpu(order))
+    def submit(self, work: Work) -> Any:
+        return self._carry_out.remote(work.anywhere())
 
     def ended(self, under_way: Collection[Any], timeout_s: float) -> Collection[Any]:
         return self._ray.wait(list(under_way), num_returns=1, timeout=timeout_s)[0]
 
-    def delivery(self, ended: Any) -> Delivery:
+    def delivery(self, ended: Any) -> Any:
         from ray.exceptions import RayError, RayTaskError
 
         try:
@@ -252,11 +263,41 @@ class _Ray:
             raise Lost(type(error).__name__) from error
 
 
-POOLS: dict[Backend, Callable[[Workers, Encoder], contextlib.AbstractContextManager[Pool]]] = {
+_OPEN: dict[Backend, Callable[[Workers, str, bool], contextlib.AbstractContextManager[Pool]]] = {
     "local": _Local.open,
     "dask": _Dask.open,
     "ray": _Ray.open,
 }
+
+
+def open_pool(workers: Workers, device: str, *, on_any: bool) -> contextlib.AbstractContextManager[Pool]:
+    """Starts workers, or reaches those of a running cluster; what was started ends with the context.
+
+    Args:
+        device: of this machine that the work is meant for.
+        on_any: whether a worker of a cluster takes the best device that it has, as this machine may have no GPU.
+
+    Raises:
+        WorkerError: no cluster there.
+    """
+    return _OPEN[workers.backend](workers, device, on_any)
+
+
+def _carried_out(work: Work) -> Any:
+    """Does some work; runs in a worker process.
+
+    Raises:
+        WorkerError: instead of an exception that cannot be sent to another process.
+    """
+    try:
+        return work.carry_out()
+    except Exception as error:  # raised again as it is, if it can be sent
+        try:
+            pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
+        except Exception as unsent:  # noqa: BLE001  # whatever its class does when it is made again
+            told = "".join(traceback.format_exception(error))
+            raise WorkerError(f"{type(error).__name__} in a worker (it cannot be sent: {unsent}):\n{told}") from None
+        raise
 
 
 def _library(name: str, *, extra: str) -> Any:
@@ -271,17 +312,9 @@ def _library(name: str, *, extra: str) -> Any:
         raise WorkerError(f"the backend {extra} needs {name}; run 'pip install embedcache[{extra}]'") from error
 
 
-def _on_any_gpu(order: Order) -> Order:
-    """For a worker of a cluster, which has GPUs of its own numbers."""
-    encoder = order.encoder
-    if isinstance(encoder, Loading) and encoder.options.device.startswith("cuda:"):
-        return replace(order, encoder=encoder.on("cuda"))
-    return order
-
-
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits: half shut down, workers would go on to the end of their orders."""
+    """Ctrl-C waits: half shut down, workers would go on to the end of their work."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -316,7 +349,7 @@ def _attend(parent: int) -> None:
     from joblib.externals.loky import process_executor
     from tqdm import tqdm
 
-    # it would replace a worker that has 300 MB more than after its first order; what an encoder keeps is no leak
+    # it would replace a worker that has 300 MB more than after its first work; what an encoder keeps is no leak
     process_executor._USE_PSUTIL = False
     tqdm.set_lock(threading.RLock())  # its own lock between processes is told as leaked where a worker is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from embedcache.device import count_gpus
-from embedcache.encoders.base import Encoder
 from embedcache.errors import DeviceError, SettingsError
 
 Backend = Literal["local", "dask", "ray"]
@@ -21,7 +20,7 @@ class Workers:
         backend: `local`: this process, or several on this machine. `dask`, `ray`: the workers of a cluster, which see
             the same files.
         address: of the cluster's scheduler; by default dask and ray start workers on this machine.
-        n: processes; by default one for each GPU of a local encoder on a GPU, else one. Of a running cluster all
+        n: processes; by default one for each GPU where the work is on a GPU, else one. Of a running cluster all
             workers are used, and `n` is none of ours.
         n_threads: preparing threads of each; by default the cores of its machine, shared out.
 
@@ -45,13 +44,15 @@ class Workers:
             if value is not None and value < 1:
                 raise SettingsError(f"{name} is {value}, expected at least 1")
 
-    def devices(self, encoder: Encoder) -> list[str]:
+    def devices(self, device: str) -> list[str]:
         """The device of each process that is started on this machine.
+
+        Args:
+            device: that the work is meant for.
 
         Raises:
             DeviceError: more processes than GPUs.
         """
-        device = getattr(encoder, "device", "cpu")
         if device == "cpu":
             return [device] * (self.n or 1)
         if self.backend != "local":
@@ -68,6 +69,6 @@ class Workers:
             raise DeviceError(f"{n} workers for {n_gpus} GPUs, expected at most one for each")
         return [f"cuda:{k}" for k in range(n)] if n > 1 else [device]
 
-    def are_here(self, encoder: Encoder) -> bool:
+    def are_here(self, device: str) -> bool:
         """Whether this process does the work itself."""
-        return self.backend == "local" and len(self.devices(encoder)) == 1
+        return self.backend == "local" and len(self.devices(device)) == 1

@@ -1,0 +1,229 @@
+"""Comparing encoders by their stores: the same rows, heads and seeds, and what of the differences is real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from embedcache.comparing.costs import encoders_table
+from embedcache.comparing.differences import Exposures, differences, unfair, verdicts
+from embedcache.comparing.exposure import Exposed
+from embedcache.comparing.run_folder import RunFolder
+from embedcache.comparing.study import Study, Task
+from embedcache.data.manifest import Manifest
+from embedcache.errors import SettingsError
+from embedcache.fingerprint import fingerprint
+from embedcache.output import write_tables, write_text
+from embedcache.stage_two.config import TrainConfig
+from embedcache.stage_two.leaks import leak_words
+from embedcache.stage_two.probe_config import ProbeConfig
+from embedcache.stage_two.retrieve_config import RetrieveConfig
+from embedcache.stage_two.segment_config import SegmentConfig
+from embedcache.workers.chosen import Workers
+
+Stores = Sequence[str | Path] | Mapping[str, str | Path]
+Say = Callable[[str], None]
+WORDS_NAME = "comparison.json"  # what a comparison says beside its tables
+_WORDS = ("verdicts", "warnings", "notes")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Encoders on the same rows.
+
+    Args:
+        run_dir: holds it all; `embedcache report` makes a page of it.
+        tables: scores of all pairs: of probes by their names (`scores`, `gains`, ..), of others with a prefix.
+        differences: a row for each comparison, see `COLUMNS`: how much `a` exceeds `b`, and which is really better.
+        encoders: what each costs and has seen.
+        verdicts: a sentence on each comparison, what is real first.
+        warnings: leaks, and comparisons that are not fair.
+        notes: rows that are left out, and what steps said.
+    """
+
+    run_dir: Path
+    tables: dict[str, pd.DataFrame]
+    differences: pd.DataFrame
+    encoders: pd.DataFrame
+    verdicts: tuple[str, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Of all probes."""
+        return self.tables["scores"]
+
+    def to_json(self) -> dict[str, Any]:
+        of_tables = {**self.tables, "differences": self.differences, "encoders": self.encoders}
+        return {
+            "run_dir": str(self.run_dir),
+            **{name: json.loads(table.to_json(orient="records")) for name, table in of_tables.items()},
+            "verdicts": list(self.verdicts),
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+        }
+
+
+def compare(
+    manifest: Manifest,
+    image_stores: Stores,
+    run_dir: str | Path,
+    *,
+    labels: Sequence[str],
+    text_stores: Stores = (),
+    random_stores: Mapping[str, str | Path] | None = None,
+    train: TrainConfig | None = None,
+    probe: ProbeConfig | None = None,
+    segment: SegmentConfig | None = None,
+    retrieve: RetrieveConfig | None = None,
+    exposure: Mapping[str, str] | None = None,
+    workers: Workers | None = None,
+    say: Say = lambda line: None,
+) -> Comparison:
+    """Scores every image encoder, with every text encoder, on the rows that all stores have, and compares them.
+
+    With text stores an Adaptor is trained for each pair and applied; without, embeddings are probed as they are.
+    A comparison that was stopped goes on where it was; what is done is not done again.
+
+    Args:
+        image_stores: at least two in all with the text stores; names go by the mapping, or by the stores' own.
+        labels: of the manifest, or sets of them.
+        random_stores: for some image encoders a store through random weights, for the control `random-encoder`.
+        segment, retrieve: also learn masks, or find reports; not by default.
+        exposure: of encoders to this dataset, by name, where the catalogue does not know; see `EXPOSURES`.
+        workers: who does the work; by default as many processes as cores and memory allow.
+
+    Raises:
+        ManifestError: no row that all stores have, or no such label.
+        SettingsError: fewer than two encoders, or two of one name.
+        RunStateError: the directory holds another comparison, or one that is under way.
+    """
+    images, texts = named_stores(image_stores), named_stores(text_stores)
+    if len(images) * max(len(texts), 1) < 2:
+        raise SettingsError(f"{len(images)} image stores and {len(texts)} text stores, expected two pairs at least")
+    unknown = sorted(set(exposure or ()) - {*images, *texts})
+    if unknown:
+        raise SettingsError(f"exposure of {', '.join(unknown)}, and encoders are {', '.join([*images, *texts])}")
+    task = Task.over(
+        manifest.name,
+        manifest,
+        images,
+        texts,
+        allow_missing=True,
+        labels=tuple(labels),
+        probe=probe or ProbeConfig(),
+        segment=segment,
+        retrieve=retrieve,
+        random=named_stores(random_stores or {}),
+    )
+    study = Study([task], Path(run_dir), train or TrainConfig())
+    told = {(name, task.name): level for name, level in (exposure or {}).items()}
+    settings = {
+        "labels": list(labels),
+        "stores": {name: _described(study, path) for name, path in {**images, **texts}.items()},
+        "exposure": dict(exposure or {}),
+        **{name: plain(config) for name, config in _configs(study).items()},
+    }
+    identity = fingerprint({"data": task.digest, "images": list(images), "texts": list(texts), **settings})
+    with RunFolder(study.run_dir, identity) as folder:
+        folder.describe({"compare": manifest.name, **settings})
+        comparison = finish(study, told, {}, workers or Workers(), folder.others(), say)
+        folder.finish()
+    return comparison
+
+
+def finish(
+    study: Study,
+    exposure: Mapping[tuple[str, str], str],
+    weights: Mapping[str, str],
+    workers: Workers,
+    others: Sequence[Path],
+    say: Say,
+) -> Comparison:
+    """Does all steps of a study, compares its pairs, and writes the tables.
+
+    Args:
+        exposure: what a user says of encoders and tasks, by their names.
+        weights: `random` for encoders whose weights were drawn.
+        others: directories of other runs, in which the same steps may be done.
+    """
+    exposures = _exposures(study, exposure, weights)
+    done = study.run(study.fitting(workers), others=others, say=say)
+    tables = study.tables()
+    found = differences(study, exposures)
+    encoders = encoders_table(study, exposures, weights)
+    write_tables(
+        study.run_dir,
+        {f"{name}.csv": table for name, table in {**tables, "differences": found, "encoders": encoders}.items()},
+    )
+    left_out = [
+        f"{task.name}: {task.left_out} of {task.left_out + len(task.manifest)} rows left out: not every store has them"
+        for task in study.tasks
+        if task.left_out
+    ]
+    said = [f"{name}: {line}" for name, what in done.items() for line in what.said]
+    leaks = [leak_words(task.manifest, study.store(next(iter(task.images.values()))), None, ()) for task in study.tasks]
+    comparison = Comparison(
+        study.run_dir,
+        tables,
+        found,
+        encoders,
+        tuple(verdicts(found, exposures)),
+        tuple(dict.fromkeys([*filter(None, leaks), *unfair(found, exposures)])),
+        (*left_out, *said),
+    )
+    words = {name: list(getattr(comparison, name)) for name in _WORDS}
+    write_text(study.run_dir / WORDS_NAME, json.dumps(words, indent=1, ensure_ascii=False))
+    return comparison
+
+
+def named_stores(stores: Stores) -> dict[str, Path]:
+    """Stores by the name of their encoder: that of the mapping, else of the directory or file.
+
+    Raises:
+        SettingsError: two of one name.
+    """
+    if isinstance(stores, Mapping):
+        return {name: Path(path) for name, path in stores.items()}
+    paths = [Path(path) for path in stores]
+    names = [path.resolve().stem if path.is_file() else path.resolve().name for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        listed = ", ".join(str(path) for path, name in zip(paths, names, strict=True) if name in twice)
+        raise SettingsError(f"stores {listed} have one name; give each its own as NAME=PATH")
+    return dict(zip(names, paths, strict=True))
+
+
+def plain(config: Any) -> Any:
+    """Settings as YAML and JSON hold them; None where there are none."""
+    return None if config is None else json.loads(json.dumps(asdict(config)))
+
+
+def _configs(study: Study) -> dict[str, Any]:
+    task = study.tasks[0]
+    return {"train": study.train, "probe": task.probe, "segment": task.segment, "retrieve": task.retrieve}
+
+
+def _described(study: Study, path: Path) -> dict[str, str]:
+    store = study.store(path)
+    return {"path": str(path), "fingerprint": store.fingerprint, "content": store.content}
+
+
+def _exposures(study: Study, told: Mapping[tuple[str, str], str], weights: Mapping[str, str]) -> Exposures:
+    """What every encoder has seen of every task's dataset: as a user says, else as its weights or the catalogue do."""
+    found = {}
+    for task in study.tasks:
+        for name, path in {**task.images, **study.tasks[0].texts}.items():
+            if (name, task.name) in told:
+                found[name, task.name] = Exposed.told(told[name, task.name], name)
+            elif weights.get(name) == "random":
+                found[name, task.name] = Exposed.drawn()
+            else:
+                found[name, task.name] = Exposed.of(study.store(path).encoder, task.manifest.name)
+    return found

@@ -1,0 +1,261 @@
+"""The comparisons that a dataset allows, task by task, from what the pairs' runs have left.
+
+Shape notation: u units, s seeds, c outputs, t columns of labels, k draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import combinations, product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from embedcache.comparing.study import Pair, Study, Task
+from embedcache.errors import RunStateError
+from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
+from embedcache.metrics.masks import NAMES as MASK_METRICS
+from embedcache.metrics.masks import Overlap
+from embedcache.metrics.paired import PairedDifference, compare_aurocs, paired_bootstrap
+from embedcache.stage_two.comparisons import compared, headline
+from embedcache.stage_two.kept import mask_folder, probe_folder
+from embedcache.stage_two.scoring import Said, Scored, score
+from embedcache.stage_two.targets import Target
+
+LEAST_DRAWS = 2000
+_MOST_COUNTS = 2e8  # draws times patients: bounds memory
+
+
+Pairs = tuple[Pair, Pair]
+
+
+class _Amount(NamedTuple):
+    """Runs of a probe that differ in their seed alone; a fraction below 0 stands for none."""
+
+    test: str
+    head: str
+    fraction: float
+    shots: int
+
+    @property
+    def words(self) -> str:
+        of = f"{100 * self.fraction:.3g}% of the labels" if self.fraction >= 0 else f"{self.shots} labels a class"
+        return f"{self.head}, {of}" + ("" if self.test == "internal" else f", {self.test}")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One comparison that is to be made.
+
+    Args:
+        names: columns of its row.
+        make: from a number of draws to the difference, and units it is of.
+    """
+
+    names: dict[str, object]
+    pairs: Pairs
+    make: Callable[[int], tuple[PairedDifference, int]]
+
+
+def comparisons(study: Study, task: Task) -> Iterator[Compared]:
+    """All that are to be made on one dataset, between pairs that differ in one encoder."""
+    pairs = [(a, b) for a, b in combinations(study.pairs, 2) if (a.image == b.image) != (a.text == b.text)]
+    if not pairs:
+        return
+    for label in task.labels:
+        yield from _of_probes(study, task, label, pairs)
+    if task.segment is not None:
+        yield from _of_masks(study, task, pairs)
+    if task.retrieve is not None:
+        yield from _of_retrieval(study, task, [(a, b) for a, b in pairs if a.text in task.texts])
+    if task.zeroshot is not None:
+        yield from _of_prompts(study, task, [(a, b) for a, b in pairs if a.text])
+
+
+def _of_probes(study: Study, task: Task, label: str, pairs: Sequence[Pairs]) -> Iterator[Compared]:
+    target = Target.of(task.manifest, label)
+    by = headline(target, task.probe.protocol)
+
+    @cache
+    def answers(pair: Pair) -> dict[_Amount, _Answers]:
+        path = study.run_dir / probe_folder(study.folder(task, pair), label) / "predictions.parquet"
+        table = pd.read_parquet(path)
+        by_amount = table.assign(fraction=table["fraction"].fillna(-1)).groupby(
+            list(_Amount._fields), sort=False, observed=True
+        )
+        return {_Amount(*amount): _Answers.of(part, target, path) for amount, part in by_amount}
+
+    @cache
+    def draws_of(amount: _Amount, n_draws: int) -> PatientDraws:
+        return _draws(answers(pairs[0][0])[amount].groups, n_draws)
+
+    @cache
+    def scored(pair: Pair, amount: _Amount, n_draws: int) -> Scored:
+        of = answers(pair)[amount]
+        return score(of.said, of.values, target, draws_of(amount, n_draws), learnt=of.scorable)
+
+    def make(a: Pair, b: Pair, amount: _Amount, n_draws: int) -> tuple[PairedDifference, int]:
+        of_a, of_b = (answers(pair)[amount] for pair in (a, b))
+        of_a.check_same(of_b)
+        first, second = ((of.said, scored(pair, amount, n_draws)) for of, pair in ((of_a, a), (of_b, b)))
+        return compared(first, second, of_a.values, target, draws_of(amount, n_draws), by), len(of_a.values)
+
+    for amount in answers(pairs[0][0]):
+        metric = " ".join(filter(None, by))
+        names = _names(task, "probe", amount.words, metric, label=label, head=amount.head, test=amount.test)
+        names |= {"fraction": amount.fraction if amount.fraction >= 0 else np.nan, "shots": amount.shots}
+        yield from (Compared(names, (a, b), partial(make, a, b, amount)) for a, b in pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """What the runs of one head say of a test set, as a probe wrote it.
+
+    Args:
+        path: of the file.
+        ids: of the units, (u,).
+        groups: their patients, (u,).
+        values: labels, (u, t).
+        scorable: outputs that have a score, (c,) bool.
+    """
+
+    path: Path
+    ids: np.ndarray
+    groups: np.ndarray
+    values: np.ndarray
+    scorable: np.ndarray
+    said: Said
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, target: Target, path: Path) -> _Answers:
+        c, s = target.n_outputs, table["seed"].nunique()
+        u = len(table) // (s * c)
+        if len(table) != s * u * c:
+            raise RunStateError(f"{path}: {len(table)} rows for {s} runs and {c} outputs; run the probe again")
+        first = table.iloc[: u * c : c]
+        sides = table["label"].to_numpy(np.float64)[: u * c].reshape(u, c)
+        values = sides
+        if target.task == "multi-class":
+            known = ~np.isnan(sides).any(axis=1)
+            values = np.where(known, np.nan_to_num(sides).argmax(axis=1), np.nan)[:, None]
+        shape = (s, u, c)
+        return cls(
+            path,
+            first["id"].to_numpy(object),
+            first["group"].to_numpy(object),
+            values,
+            table["scorable"].to_numpy(bool)[:c],
+            Said(
+                table["probability"].to_numpy(np.float64).reshape(shape),
+                table["threshold"].to_numpy(np.float64).reshape(shape)[:, 0],
+            ),
+        )
+
+    def check_same(self, other: _Answers) -> None:
+        """Refuses answers about other units, or other labels of them.
+
+        Raises:
+            RunStateError: they differ.
+        """
+        if not np.array_equal(self.ids, other.ids) or not np.array_equal(self.values, other.values, equal_nan=True):
+            raise RunStateError(
+                f"{self.path} and {other.path}: not of the same images and labels; run both of one manifest"
+            )
+
+
+def _of_masks(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Compared]:
+    groups = dict(zip(task.manifest.frame["id"], task.manifest.groups(), strict=True))
+
+    @cache
+    def images(pair: Pair) -> dict[tuple[str, float], pd.DataFrame]:
+        path = study.run_dir / mask_folder(study.folder(task, pair)) / "images.parquet"
+        return {
+            (str(d), float(f)): part
+            for (d, f), part in pd.read_parquet(path).groupby(["decoder", "fraction"], sort=False)
+        }
+
+    @cache
+    def sampled(pair: Pair, key: tuple[str, float], n_draws: int) -> Sampled:
+        table = images(pair)[key]
+        ids = table["id"][table["seed"] == table["seed"].iloc[0]]
+        shape = (-1, len(ids))
+        dice, predicted, true = (
+            table[name].to_numpy(np.float64).reshape(shape) for name in ("dice", "predicted_pixels", "true_pixels")
+        )
+        both = np.where(predicted + true > 0, np.rint(dice * (predicted + true) / 2), 0)
+        overlap = Overlap(both.astype(np.int64), predicted.astype(np.int64), true[0].astype(np.int64))
+        return bootstrap(overlap.scores, _draws(ids.map(groups).to_numpy(object), n_draws))
+
+    def make(a: Pair, b: Pair, key: tuple[str, float], metric: str, n_draws: int) -> tuple[PairedDifference, int]:
+        j = MASK_METRICS.index(metric)
+        found = paired_bootstrap(*(sampled(pair, key, n_draws)[..., j] for pair in (a, b)))
+        return found, images(a)[key]["id"].nunique()
+
+    for (decoder, fraction), metric in product(images(pairs[0][0]), ("dice", "dice_on_positives")):
+        setting = f"{decoder} decoder, {100 * fraction:.3g}% of the masks"
+        names = _names(task, "masks", setting, metric.replace("_", " "), head=decoder) | {"fraction": fraction}
+        key = decoder, fraction
+        yield from (Compared(names, (a, b), partial(make, a, b, key, metric)) for a, b in pairs)
+
+
+def _of_retrieval(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Compared]:
+    frame, groups = task.manifest.frame, task.manifest.groups()
+    group_of = {
+        "image_to_report": dict(zip(frame["id"], groups, strict=True)),
+        "report_to_image": dict(zip(frame["report_id"][::-1], groups[::-1], strict=True)),
+    }
+    k = max(task.retrieve.at) if task.retrieve is not None else 0
+
+    @cache
+    def hits(pair: Pair, direction: str) -> pd.Series:
+        found = pd.read_parquet(study.run_dir / study.folder(task, pair) / "retrieval" / "matches.parquet")
+        first = found[(found["direction"] == direction) & (found["rank"] == 1)]
+        return pd.Series((first["first_own"] <= k).to_numpy(np.float64), index=first["query"].to_numpy(object))
+
+    def make(a: Pair, b: Pair, direction: str, n_draws: int) -> tuple[PairedDifference, int]:
+        first, second = hits(a, direction).align(hits(b, direction), join="inner")  # texts may be equal to one encoder
+        draws = _draws(first.index.map(group_of[direction]).to_numpy(object), n_draws)
+        return paired_bootstrap(*(_mean(side.to_numpy(), draws) for side in (first, second))), len(first)
+
+    for direction in group_of:
+        names = _names(task, "retrieval", direction.replace("_", " "), f"recall@{k}")
+        yield from (Compared(names, (a, b), partial(make, a, b, direction)) for a, b in pairs)
+
+
+def _of_prompts(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Compared]:
+    groups = dict(zip(task.manifest.frame["id"], task.manifest.groups(), strict=True))
+
+    @cache
+    def said(pair: Pair) -> dict[str, pd.DataFrame]:
+        found = pd.read_parquet(study.run_dir / study.folder(task, pair) / "zeroshot" / "predictions.parquet")
+        return dict(iter(found.groupby("label", sort=False, observed=True)))
+
+    def make(a: Pair, b: Pair, label: str, n_draws: int) -> tuple[PairedDifference, int]:
+        first, second = (said(pair)[label].dropna(subset="truth").set_index("id") for pair in (a, b))
+        p, q = (of.loc[first.index, "probability"].to_numpy(np.float64) for of in (first, second))
+        draws = _draws(first.index.map(groups).to_numpy(object), n_draws)
+        return compare_aurocs(first["truth"].to_numpy(np.int64), p, q, draws=draws), len(first)
+
+    for label in said(pairs[0][0]) if pairs else ():
+        names = _names(task, "zero-shot", "prompts", "auroc", label=label)
+        yield from (Compared(names, (a, b), partial(make, a, b, label)) for a, b in pairs)
+
+
+def _names(
+    task: Task, kind: str, setting: str, metric: str, *, label: str = "", head: str = "", test: str = "internal"
+) -> dict[str, object]:
+    named = {"data": task.name, "task": kind, "label": label, "setting": setting, "metric": metric}
+    return {**named, "head": head, "fraction": np.nan, "shots": 0, "test": test}
+
+
+def _draws(groups: np.ndarray, n_draws: int) -> PatientDraws:
+    n_patients = len(np.unique(groups))
+    return PatientDraws(groups, max(min(n_draws, int(_MOST_COUNTS / n_patients)), LEAST_DRAWS), seed=0)
+
+
+def _mean(values: np.ndarray, draws: PatientDraws) -> Sampled:
+    return bootstrap(lambda weights: (weights @ values) / weights.sum(axis=1, dtype=np.float64), draws)
