@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PATH = click.Path(path_type=Path)
-_RESUMED = ("extract", "run", "train")  # called again, these go on where they were stopped
+_RESUMED = ("compare", "extract", "run", "train")  # called again, these go on where they were stopped
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

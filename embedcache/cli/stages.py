@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedcache.cli.base import PATH, json_option, main
+from embedcache.cli.comparing import say_comparison, with_images_option
 from embedcache.cli.encoders import encoder_options, load_named, policy
 from embedcache.errors import NoRoomError, SettingsError
 
@@ -50,6 +51,7 @@ _set_option = click.option("--set", "overrides", multiple=True, metavar="A.B=C",
 @click.option("--run-dir", type=PATH, help="Where results go; by default runs/<recipe>/<time>.")
 @click.option("--plan", is_flag=True, help="Say what stage one would take and which steps are done, and stop.")
 @_part_option
+@with_images_option
 @json_option
 def run(
     recipe: Path,
@@ -57,11 +59,14 @@ def run(
     run_dir: Path | None,
     plan: bool,
     part: tuple[int, int] | None,
+    with_images: bool,
     as_json: bool,
 ) -> None:
-    """Run a recipe: both stages, every encoder, one table.
+    """Run a recipe: both stages, every encoder, one comparison, one report.
 
-    With --part, stage one alone: several machines that see the same files do a part each.
+    What is done is not done again: a run that was stopped goes on, and steps of other runs of the recipe are taken over
+    where nothing that determines them has changed. With --part, stage one alone: several machines that see the same
+    files do a part each.
 
     \b
     embedcache run pipelines/phantom.yaml
@@ -75,6 +80,7 @@ def run(
     from embedcache.recipe.encode import encode_recipe, plan_recipe
     from embedcache.recipe.run import planned_steps, run_recipe
     from embedcache.report.run_text import run_text
+    from embedcache.reporting.write import write_report
     from embedcache.stage_one.estimate import in_total
 
     def say(line: str) -> None:
@@ -101,14 +107,16 @@ def run(
             click.echo(json.dumps([report.to_json() for report in reports]))
         return
     result = run_recipe(checked, run_dir=run_dir, say=say)
+    written = write_report(result.run_dir, with_images=with_images)
     if as_json:
-        click.echo(json.dumps(result.to_json()))
+        click.echo(json.dumps({**result.to_json(), "report": str(written.page)}))
         return
     click.echo("\n" + run_text(result.tables))
     click.echo(f"\nrun directory: {result.run_dir}")
     if "scores" in result.tables:
         answering = result.run_dir / Pair(*result.scores[["image", "text"]].iloc[0]).folder
         click.echo(f"for new images: embedcache predict {shlex.quote(str(answering))} FILE ...")
+    say_comparison(result.comparison.verdicts, result.comparison.warnings, written.page)
 
 
 @main.command()

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from embedcache.comparing.costs import encoders_table
 from embedcache.comparing.differences import Exposures, differences, unfair, verdicts
 from embedcache.comparing.exposure import Exposed
-from embedcache.comparing.run_folder import RunFolder
-from embedcache.comparing.study import Study, Task
+from embedcache.comparing.run_folder import RunFolder, run_path
+from embedcache.comparing.settings import plain
+from embedcache.comparing.study import Study, Task, read_table
+from embedcache.comparing.study_file import write_study
 from embedcache.data.manifest import Manifest
-from embedcache.errors import SettingsError
+from embedcache.errors import RunNotFoundError, SettingsError
 from embedcache.fingerprint import fingerprint
 from embedcache.output import write_tables, write_text
 from embedcache.stage_two.config import TrainConfig
@@ -24,12 +28,15 @@ from embedcache.stage_two.leaks import leak_words
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.retrieve_config import RetrieveConfig
 from embedcache.stage_two.segment_config import SegmentConfig
+from embedcache.stage_two.targets import Target
+from embedcache.store.store import open_store
 from embedcache.workers.chosen import Workers
 
 Stores = Sequence[str | Path] | Mapping[str, str | Path]
 Say = Callable[[str], None]
 WORDS_NAME = "comparison.json"  # what a comparison says beside its tables
-_WORDS = ("verdicts", "warnings", "notes")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_WORDS, _TABLES = ("verdicts", "warnings", "notes"), ("differences", "encoders")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,20 @@ class Comparison:
         """Of all probes."""
         return self.tables["scores"]
 
+    @classmethod
+    def read(cls, run_dir: Path) -> Comparison:
+        """That of a run which is finished.
+
+        Raises:
+            RunNotFoundError: there is none.
+        """
+        if not (run_dir / WORDS_NAME).is_file():
+            raise RunNotFoundError(f"{run_dir}: no finished comparison there; run its command again, and it goes on")
+        words = json.loads((run_dir / WORDS_NAME).read_text("utf-8"))
+        tables = {path.stem: read_table(path) for path in sorted(run_dir.glob("*.csv"))}
+        of_pairs = {name: tables.pop(name) for name in _TABLES}
+        return cls(run_dir, tables, **of_pairs, **{name: tuple(words[name]) for name in _WORDS})
+
     def to_json(self) -> dict[str, Any]:
         of_tables = {**self.tables, "differences": self.differences, "encoders": self.encoders}
         return {
@@ -73,9 +94,9 @@ class Comparison:
 def compare(
     manifest: Manifest,
     image_stores: Stores,
-    run_dir: str | Path,
+    run_dir: str | Path | None = None,
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] = (),
     text_stores: Stores = (),
     random_stores: Mapping[str, str | Path] | None = None,
     train: TrainConfig | None = None,
@@ -92,8 +113,10 @@ def compare(
     A comparison that was stopped goes on where it was; what is done is not done again.
 
     Args:
-        image_stores: at least two in all with the text stores; names go by the mapping, or by the stores' own.
-        labels: of the manifest, or sets of them.
+        image_stores: two at least, or two text stores; encoders are called as the mapping or the stores are.
+        run_dir: gets all results; by default the newest run of the same comparison that was stopped, else
+            `runs/<manifest>/<time>`.
+        labels: of the manifest, or sets of them; by default all of them.
         random_stores: for some image encoders a store through random weights, for the control `random-encoder`.
         segment, retrieve: also learn masks, or find reports; not by default.
         exposure: of encoders to this dataset, by name, where the catalogue does not know; see `EXPOSURES`.
@@ -101,28 +124,27 @@ def compare(
 
     Raises:
         ManifestError: no row that all stores have, or no such label.
-        SettingsError: fewer than two encoders, or two of one name.
+        SettingsError: fewer than two pairs, encoders of one name, or a store of the wrong modality.
         RunStateError: the directory holds another comparison, or one that is under way.
     """
     images, texts = named_stores(image_stores), named_stores(text_stores)
-    if len(images) * max(len(texts), 1) < 2:
-        raise SettingsError(f"{len(images)} image stores and {len(texts)} text stores, expected two pairs at least")
-    unknown = sorted(set(exposure or ()) - {*images, *texts})
-    if unknown:
-        raise SettingsError(f"exposure of {', '.join(unknown)}, and encoders are {', '.join([*images, *texts])}")
+    _check(images, texts, exposure or {})
+    labels = tuple(labels) or tuple(found.name for found in manifest.label_sets)
     task = Task.over(
         manifest.name,
         manifest,
         images,
         texts,
         allow_missing=True,
-        labels=tuple(labels),
+        labels=labels,
         probe=probe or ProbeConfig(),
         segment=segment,
         retrieve=retrieve,
         random=named_stores(random_stores or {}),
     )
-    study = Study([task], Path(run_dir), train or TrainConfig())
+    for label in labels:
+        Target.of(manifest, label)  # whether it is there, before the first Adaptor is trained
+    study = Study([task], Path(), train or TrainConfig())
     told = {(name, task.name): level for name, level in (exposure or {}).items()}
     settings = {
         "labels": list(labels),
@@ -131,7 +153,9 @@ def compare(
         **{name: plain(config) for name, config in _configs(study).items()},
     }
     identity = fingerprint({"data": task.digest, "images": list(images), "texts": list(texts), **settings})
-    with RunFolder(study.run_dir, identity) as folder:
+    parent = Path("runs") / quote(manifest.name, safe=" ")
+    with RunFolder(Path(run_dir) if run_dir else run_path(parent, identity), identity) as folder:
+        study.run_dir = folder.path
         folder.describe({"compare": manifest.name, **settings})
         comparison = finish(study, told, {}, workers or Workers(), folder.others(), say)
         folder.finish()
@@ -154,7 +178,10 @@ def finish(
         others: directories of other runs, in which the same steps may be done.
     """
     exposures = _exposures(study, exposure, weights)
+    for task in study.tasks:
+        say(f"rows {task.name}: {len(task.manifest):,} that every store has, {task.left_out:,} left out")
     done = study.run(study.fitting(workers), others=others, say=say)
+    write_study(study)
     tables = study.tables()
     found = differences(study, exposures)
     encoders = encoders_table(study, exposures, weights)
@@ -200,9 +227,30 @@ def named_stores(stores: Stores) -> dict[str, Path]:
     return dict(zip(names, paths, strict=True))
 
 
-def plain(config: Any) -> Any:
-    """Settings as YAML and JSON hold them; None where there are none."""
-    return None if config is None else json.loads(json.dumps(asdict(config)))
+def _check(images: Mapping[str, Path], texts: Mapping[str, Path], exposure: Mapping[str, str]) -> None:
+    """Refuses what makes no comparison.
+
+    Raises:
+        SettingsError: says what, and what was expected.
+    """
+    if len(images) * max(len(texts), 1) < 2 or not images:
+        raise SettingsError(f"{len(images)} image stores and {len(texts)} text stores, expected two pairs at least")
+    both = sorted(set(images) & set(texts))
+    if both:
+        raise SettingsError(f"{', '.join(both)} names an image and a text encoder; give each its own as NAME=PATH")
+    odd = sorted(name for name in (*images, *texts) if not _NAME.fullmatch(name))
+    if odd:
+        raise SettingsError(
+            f"encoder name {odd[0]!r}, expected letters, digits, '.', '_' and '-'; give one as NAME=PATH"
+        )
+    for modality, stores in (("image", images), ("text", texts)):
+        for path in stores.values():
+            found = open_store(path).modality
+            if found != modality:
+                raise SettingsError(f"{path}: a store of modality {found!r}, expected {modality!r}")
+    unknown = sorted(set(exposure) - {*images, *texts})
+    if unknown:
+        raise SettingsError(f"exposure of {', '.join(unknown)}, and encoders are {', '.join([*images, *texts])}")
 
 
 def _configs(study: Study) -> dict[str, Any]:

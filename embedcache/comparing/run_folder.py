@@ -98,6 +98,13 @@ def unfinished(parent: Path, identity: str) -> Path | None:
     return None
 
 
+def run_path(parent: Path, identity: str) -> Path:
+    """Where a run goes of which nobody said where: to the newest of the same that was stopped, else by the time."""
+    at = parent / time.strftime("%Y-%m-%dT%H-%M-%S")
+    new = next(path for path in (at, *(Path(f"{at}-{k}") for k in range(2, 1000))) if not path.exists())
+    return unfinished(parent, identity) or new
+
+
 def finished_at(run_dir: Path) -> str:
     """When a run was finished; blank where it is not."""
     return _state(run_dir).get("finished") or ""

@@ -16,6 +16,7 @@ import pandas as pd
 
 from embedcache import __version__
 from embedcache.comparing.pair_steps import probe_pair, retrieve_pair, segment_pair, train_pair, zero_shot_pair
+from embedcache.comparing.settings import plain
 from embedcache.comparing.steps import Done, State, Step, Work, run_steps, states
 from embedcache.data.image_files import read_regular
 from embedcache.data.manifest import Manifest
@@ -37,8 +38,11 @@ from embedcache.store.store import Store, open_store
 from embedcache.workers.chosen import Workers
 
 _OF_THE_MACHINE = ("device", "data", "capture", "checkpoint_s", "tensorboard", "wandb")  # these change no result
-_TEXTS = ("control", "head", "metric", "class", "label", "test", "choice", "method", "attribute", "group", "decoder",
-          "direction", "data", "image", "text")  # fmt: skip  # columns in which a blank is a word
+_TEXTS = (  # columns in which a blank is a word
+    "control", "head", "metric", "class", "label", "test", "choice", "method", "attribute", "group", "decoder",
+    "direction", "data", "image", "text", "task", "setting", "a", "b", "fairness", "verdict", "a_image", "a_text",
+    "b_image", "b_text", "name", "modality", "model", "weights", "exposure", "said",
+)  # fmt: skip
 _PROCESS_BYTES = 1.5e9  # of a worker: torch and what a step computes
 
 
@@ -163,7 +167,12 @@ class Study:
 
     def data_path(self, task: Task) -> Path:
         """Where the run keeps a task's manifest."""
-        return self.run_dir / "data" / f"{quote(task.name, safe=' ')}.parquet"
+        return self.data_file(self.run_dir, task.name)
+
+    @staticmethod
+    def data_file(run_dir: Path, task: str) -> Path:
+        """Where a run keeps the manifest of a task."""
+        return run_dir / "data" / f"{quote(task, safe=' ')}.parquet"
 
     def steps(self) -> list[Step]:
         """All that is done, in an order in which it can be."""
@@ -320,7 +329,7 @@ def read_table(path: Path) -> pd.DataFrame:
     columns = pd.read_csv(path, nrows=0).columns
     kinds: Any = {name: str for name in columns if name in _TEXTS}
     blank: Any = {name: [""] for name in columns if name not in _TEXTS}
-    return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=blank, float_precision="round_trip")
+    return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=blank)
 
 
 def _training_name(pair: Pair) -> str:
@@ -328,13 +337,13 @@ def _training_name(pair: Pair) -> str:
 
 
 def _key(what: str, task: Task, config: Any, stores: Sequence[Store | None], more: Sequence[str] = ()) -> str:
-    settings = {name: value for name, value in asdict(config).items() if name not in _OF_THE_MACHINE}
+    settings = {name: value for name, value in plain(config).items() if name not in _OF_THE_MACHINE}
     return fingerprint(
         {
             "what": what,
             "version": __version__,
             "data": task.digest,
-            "config": json.loads(json.dumps(settings)),
+            "config": settings,
             "stores": [None if store is None else store.content for store in stores],
             "more": list(more),
         }

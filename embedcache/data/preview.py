@@ -1,12 +1,10 @@
 """A contact sheet: a few samples of each split on one HTML page, with masks drawn in and bad inputs named.
 
-Shape notation: h and w of the decoded image; h' and w' of its thumbnail; n rows of the manifest.
+Shape notation: n rows of the manifest.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from embedcache.data.labels import LabelSet
 from embedcache.data.manifest import SPLITS, Manifest
 from embedcache.data.masks import read_mask, resize_mask
+from embedcache.data.pictures import data_uri, overlaid, thumbnail
 from embedcache.data.radiograph import DecodePolicy, read_radiograph
 from embedcache.errors import InputError, SettingsError
 from embedcache.fingerprint import input_digest
@@ -27,8 +25,6 @@ from embedcache.report.page import render, write_page
 
 _NO_SPLIT = "no split"
 _FACTS = ("view", "sex", "age", "source")
-_COLOUR = (255, 96, 0)  # of masks: no radiograph has it
-_FILL = 0.3
 _MAX_CLASSES = 12
 
 
@@ -179,16 +175,16 @@ def _card(manifest: Manifest, k: int, labels: Sequence[_Label | None], size: int
         pixels = read_radiograph(manifest.path(row["image"]), DecodePolicy()).pixels
     except InputError as error:
         return _Card(**card, reason=error.reason, message=str(error))
-    thumbnail, note = _thumbnail(pixels, size), None
+    small_pixels, note = thumbnail(pixels, size), None
     if text := _text(row.get("mask")):
         try:
             mask = read_mask(text, manifest.root, image_size=(pixels.shape[0], pixels.shape[1]))
         except InputError as error:
             note = _MaskNote(str(error), bad=True)
         else:
-            small = resize_mask(mask, (thumbnail.shape[0], thumbnail.shape[1]))
-            thumbnail, note = _overlaid(thumbnail, small), _MaskNote(_mask_words(mask, small))
-    return _Card(**card, picture=_data_uri(thumbnail), mask=note)
+            small = resize_mask(mask, (small_pixels.shape[0], small_pixels.shape[1]))
+            small_pixels, note = overlaid(small_pixels, small), _MaskNote(_mask_words(mask, small))
+    return _Card(**card, picture=data_uri(small_pixels), mask=note)
 
 
 def _text(value: object) -> str:
@@ -200,37 +196,8 @@ def _text(value: object) -> str:
     return str(value) if str(value).strip() else ""
 
 
-def _thumbnail(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(h', w', 3) uint8, the longer of h' and w' being `size`."""
-    height, width = pixels.shape[:2]
-    scale = size / max(height, width)
-    small = (max(round(width * scale), 1), max(round(height * scale), 1))
-    return np.asarray(Image.fromarray(pixels).resize(small, Image.Resampling.LANCZOS))
-
-
 def _mask_words(mask: np.ndarray, small: np.ndarray) -> str:
     if not mask.any():
         return "empty"
     words = f"{mask.mean():.1%} of the image"
     return words if small.any() else f"{words}, too little to be seen at this size"
-
-
-def _overlaid(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pixels tinted where the mask is, with its border drawn.
-
-    Args:
-        pixels: (h', w', 3) uint8.
-        mask: (h', w') bool.
-    """
-    shown = pixels.astype(np.float32)
-    shown[mask] += _FILL * (np.array(_COLOUR, np.float32) - shown[mask])
-    around = np.pad(mask, 1)
-    inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
-    shown[mask & ~inner] = _COLOUR
-    return np.rint(shown).astype(np.uint8)
-
-
-def _data_uri(pixels: np.ndarray) -> str:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=88, subsampling=0)  # halved colours would smear a mask's border
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from embedcache import __version__
-from embedcache.comparing.compare import Comparison, finish, plain
-from embedcache.comparing.run_folder import RunFolder, runs_below, unfinished
+from embedcache.comparing.compare import Comparison, finish
+from embedcache.comparing.run_folder import RunFolder, run_path, runs_below
+from embedcache.comparing.settings import plain
 from embedcache.comparing.steps import State
 from embedcache.comparing.study import Study, Task
 from embedcache.data.manifest import Manifest
 from embedcache.errors import StoreNotFoundError
 from embedcache.fingerprint import fingerprint
+from embedcache.output import write_text
 from embedcache.recipe.encode import Datasets, encode, prompt_store, task_store
 from embedcache.recipe.schema import Recipe, TaskSection
 from embedcache.stage_one.extract import ExtractReport
 from embedcache.stage_two.tensors import input_digests
 
 Say = Callable[[str], None]
+RECIPE_NAME = "recipe.yaml"  # as it was resolved: `embedcache run` takes it
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,13 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
         RunStateError: the directory holds another run, or one that is under way.
     """
     identity = recipe_identity(recipe)
-    with RunFolder(_run_dir(recipe, run_dir, identity, say), identity) as folder:
+    with RunFolder(Path(run_dir) if run_dir else run_path(_parent(recipe), identity), identity) as folder:
+        say(f"run       {folder.path}")
         data = Datasets.of(recipe)
         reports = encode(recipe, data, say)
         study = _study(recipe, data, folder.path)
         folder.describe(_resolved(recipe, study))
+        write_text(folder.path / RECIPE_NAME, yaml.safe_dump(_settings(recipe), sort_keys=False, allow_unicode=True))
         first = study.store(next(iter(study.tasks[0].images.values())))
         audit = data.home.audit(files=input_digests(first))  # as stage one read them: no second reading
         say(f"splits    {audit}")
@@ -93,7 +98,7 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
 def planned_steps(recipe: Recipe, *, run_dir: str | Path | None = None) -> dict[str, State]:
     """What a run would do with each step of stage two, and with which it would have to wait for stage one."""
     data, parent = Datasets.of(recipe), _parent(recipe)
-    folder = Path(run_dir) if run_dir else unfinished(parent, recipe_identity(recipe)) or parent / "next"
+    folder = Path(run_dir) if run_dir else run_path(parent, recipe_identity(recipe))
     waiting: dict[str, State] = {step.name: "waits" for step in _study(recipe, data, folder, Task).steps()}
     try:
         study = _study(recipe, data, folder)
@@ -149,17 +154,6 @@ def _resolved(recipe: Recipe, study: Study) -> dict[str, Any]:
 
 def _parent(recipe: Recipe) -> Path:
     return Path("runs") / recipe.name
-
-
-def _run_dir(recipe: Recipe, given: str | Path | None, identity: str, say: Say) -> Path:
-    if given is not None:
-        return Path(given)
-    stopped = unfinished(_parent(recipe), identity)
-    if stopped is not None:
-        say(f"going on   {stopped}, which was stopped")
-        return stopped
-    at = _parent(recipe) / time.strftime("%Y-%m-%dT%H-%M-%S")
-    return next(path for path in (at, *(Path(f"{at}-{k}") for k in range(2, 100))) if not path.exists())
 
 
 def _study(recipe: Recipe, data: Datasets, run_dir: Path, make: Callable[..., Task] = Task.over) -> Study:
