@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embedcache.data.manifest import Manifest
 from embedcache.data.prompts import PromptSet
@@ -61,11 +62,8 @@ def plan_recipe(recipe: Recipe, *, part: tuple[int, int] | None = None) -> dict[
     """
     data, found = Datasets.of(recipe), {}
     for name, encoder in _encoders(recipe, data.home):
-        content, hands = recipe.extract.content(encoder.modality), recipe.extract.hands()
-        for manifest, store in _stores(recipe, data, name, encoder.modality):
-            found[str(store.relative_to(recipe.cache))] = plan_extraction(
-                manifest, encoder, store, part=part, **content, **hands
-            )
+        for manifest, store, how in _stores(recipe, data, name, encoder.modality):
+            found[str(store.relative_to(recipe.cache))] = plan_extraction(manifest, encoder, store, part=part, **how)
     return found
 
 
@@ -78,10 +76,9 @@ def encode(recipe: Recipe, data: Datasets, say: Say, part: tuple[int, int] | Non
     sections, reports = {**recipe.encoders.image, **recipe.encoders.text}, []
     of_part = "" if part is None else f" part {part[0]}/{part[1]}:"
     for name, encoder in _encoders(recipe, data.home):
-        content, hands = recipe.extract.content(encoder.modality), recipe.extract.hands()
         weights = ", random weights: it has learnt nothing" if sections[name].is_random else ""
-        for manifest, store in _stores(recipe, data, name, encoder.modality):
-            report = extract(manifest, encoder, store, part=part, **content, **hands)
+        for manifest, store, how in _stores(recipe, data, name, encoder.modality):
+            report = extract(manifest, encoder, store, part=part, **how)
             of_task = "" if manifest is data.home else f" on {manifest.name}"
             say(
                 f"stage one {name}{of_task} ({encoder.modality}, {encoder.dim}-d{weights}):{of_part} encoded "
@@ -109,10 +106,16 @@ def task_store(recipe: Recipe, manifest: Manifest, image: str) -> Path:
     return recipe.cache / "tasks" / manifest.name / image
 
 
-def _stores(recipe: Recipe, data: Datasets, name: str, modality: str) -> Iterator[tuple[Manifest, Path]]:
-    yield data.home, recipe.cache / name
-    if modality == "image":
-        yield from ((manifest, task_store(recipe, manifest, name)) for manifest in data.tasks.values())
+def _stores(
+    recipe: Recipe, data: Datasets, name: str, modality: str
+) -> Iterator[tuple[Manifest, Path, dict[str, Any]]]:
+    """What an encoder is run over, where it goes, and how; tasks of one dataset fill one store."""
+    hands = recipe.extract.hands()
+    yield data.home, recipe.cache / name, recipe.extract.content(modality) | hands
+    segmented = {data.tasks[task].name for task, section in recipe.tasks.items() if section.segment is not None}
+    for manifest in data.tasks.values() if modality == "image" else ():
+        content = recipe.extract.content(modality, tokens=manifest.name in segmented)
+        yield manifest, task_store(recipe, manifest, name), content | hands
 
 
 def _encode_prompts(recipe: Recipe, data: Datasets, name: str, encoder: Encoder) -> Iterator[str]:

@@ -97,7 +97,8 @@ def _described(detail: Mapping[str, Any], content: dict[str, Any], origins: dict
         return f"{where}: {field}: unknown field" + (f", did you mean {close[0]!r}?" if close else "")
     if detail["type"] == "missing":
         return f"{where}: {field}: missing"
-    close = difflib.get_close_matches(str(detail["input"]), _choices(detail), n=1)
+    found = detail.get("ctx", {}).get("tag", detail["input"])  # the tag of a kind of data, else the value itself
+    close = difflib.get_close_matches(str(found), _choices(detail), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{where}: {field}: {detail['msg'][0].lower()}{detail['msg'][1:]}, found {detail['input']!r:.60}{hint}"
 

@@ -130,10 +130,10 @@ class EncoderSection(_Section):
 
 
 class EncodersSection(_Section):
-    """Image and text encoders by the names that their stores get."""
+    """Image and text encoders by the names that their stores get; without text encoders there are no Adaptors."""
 
     image: Annotated[dict[_Name, EncoderSection], Field(min_length=1)]
-    text: Annotated[dict[_Name, EncoderSection], Field(min_length=1)]
+    text: dict[_Name, EncoderSection] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _own_directories(self) -> EncodersSection:
@@ -144,7 +144,11 @@ class EncodersSection(_Section):
 
 
 class ExtractSection(_Section):
-    """How stage one runs; see `embedcache.extract`. `tokens` may also name the one modality whose tokens are stored."""
+    """How stage one runs; see `embedcache.extract`.
+
+    `tokens` may also name the one modality whose tokens are stored of `data`; images of a task's dataset get theirs
+    where a task on it segments.
+    """
 
     tokens: bool | Literal["image", "text"] = False
     store_dtype: Literal["float16", "float32", "bfloat16", "int8"] = "float16"
@@ -164,10 +168,15 @@ class ExtractSection(_Section):
         Workers(self.backend, self.address, self.workers, self.n_threads)
         return self
 
-    def content(self, modality: str) -> dict[str, Any]:
-        """What determines the work on images or texts, without who does it."""
+    def content(self, modality: str, *, tokens: bool | None = None) -> dict[str, Any]:
+        """What determines the work on images or texts, without who does it.
+
+        Args:
+            tokens: whether tokens are stored, where that is not for this section to say.
+        """
         names = ("store_dtype", "shard_rows", "batch_size", "views", "view_policy", "retry_failed")
-        return {"tokens": self.tokens in (True, modality), **{name: getattr(self, name) for name in names}}
+        chosen = self.tokens in (True, modality) if tokens is None else tokens
+        return {"tokens": chosen, **{name: getattr(self, name) for name in names}}
 
     def hands(self) -> dict[str, Any]:
         """Who does the work."""
@@ -239,7 +248,10 @@ class Recipe(_Section):
             raise ValueError("nothing is scored: expected labels, segment, retrieve, or tasks")
         if self.zeroshot is not None and not self.labels:
             raise ValueError("zeroshot needs labels")
-        if segmenting and self.extract.tokens not in (True, "image"):
+        prompting = self.zeroshot is not None or any(task.zeroshot is not None for task in self.tasks.values())
+        if not self.encoders.text and (prompting or self.retrieve is not None):
+            raise ValueError("retrieve and zeroshot need a text encoder")
+        if self.segment is not None and self.extract.tokens not in (True, "image"):
             raise ValueError("segment needs the tokens of images: set extract.tokens to image, or leave segment out")
         if self.train.attention == "cross-modal" and (segmenting or self.retrieve is not None):
             raise ValueError(
@@ -248,7 +260,6 @@ class Recipe(_Section):
             )
         if self.zeroshot is not None:
             PromptSet.named(self.zeroshot)
-        prompting = self.zeroshot is not None or any(task.zeroshot is not None for task in self.tasks.values())
         if prompting and "tokens" in (self.train.image, self.train.text):
             raise ValueError("zeroshot needs an Adaptor of embeddings, not of tokens; leave one of both out")
         return self

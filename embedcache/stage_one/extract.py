@@ -146,7 +146,8 @@ def extract(
     if samples.modality == "text":
         _check_inputs(after, samples)  # another extractor may have had other texts under these ids
     written = {shard.number for shard in done}
-    add_pace(path, sum(len(shard.ids) for shard in work if shard.number in written), time.monotonic() - started - planned_s)
+    n_done = sum(len(shard.ids) for shard in work if shard.number in written)
+    add_pace(path, n_done, time.monotonic() - started - planned_s)
     documents = Catalogue.read(path).shards
     reduced = {s.number: documents[s.number]["batch_size"] for s in work if "batch_size" in documents[s.number]}
     truncated = {i: n for shard in done for i, n in shard.truncated.items()}

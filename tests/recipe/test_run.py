@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +14,13 @@ from click.testing import CliRunner
 
 import embedcache
 from embedcache.cli import main
+from embedcache.data.datasets.phantom import PhantomConfig, make_phantom
 from embedcache.errors import ManifestError, RecipeError
 from embedcache.recipe.data import make_manifest as make_manifest_of
 from embedcache.recipe.encode import encode_recipe, plan_recipe
 from embedcache.recipe.read import read_recipe
-from embedcache.recipe.run import run_recipe
-from embedcache.recipe.schema import Recipe, SplitSection, TableData
+from embedcache.recipe.run import planned_steps, recipe_identity, run_recipe
+from embedcache.recipe.schema import Recipe, SplitSection, StepsSection, TableData
 from embedcache.report.run_text import run_text
 from embedcache.report.score_text import score_table
 
@@ -76,6 +79,91 @@ def test_both_stages_from_one_recipe(recipe: Recipe, tmp_path: Path) -> None:
     again = run_recipe(recipe, run_dir=tmp_path / "again")
     assert [(r.n_embedded, r.n_present) for r in again.reports] == [(0, 80)] * 3
     pd.testing.assert_frame_equal(again.scores, result.scores)
+
+
+def test_the_same_recipe_again_takes_all_steps_over(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert set(planned_steps(recipe).values()) == {"waits"}
+    first = run_recipe(recipe)
+    assert first.run_dir.parent == Path("runs") / "small"
+    lines: list[str] = []
+    assert set(planned_steps(recipe).values()) == {"elsewhere"} | {
+        "waits"
+    }  # what needs an Adaptor that is not here yet
+    second = run_recipe(recipe, say=lines.append)
+    assert second.run_dir != first.run_dir
+    assert sum(f"as in {first.run_dir.name}, copied" in line for line in lines) == 4
+    pd.testing.assert_frame_equal(second.comparison.differences, first.comparison.differences)
+    assert set(planned_steps(recipe, run_dir=second.run_dir).values()) == {"done"}
+    other = recipe.model_copy(update={"probe": replace(recipe.probe, n_draws=60)})
+    third = run_recipe(other, say=lines.append)
+    assert sum(f"as in {second.run_dir.name}, copied" in line for line in lines) == 2  # the Adaptors
+    written = read_recipe(third.run_dir / "recipe.yaml")
+    assert recipe_identity(written) == recipe_identity(other)
+    assert recipe_identity(written) != recipe_identity(recipe)
+
+
+def test_several_processes_do_the_steps(recipe: Recipe, tmp_path: Path) -> None:
+    here = run_recipe(recipe.model_copy(update={"steps": StepsSection(workers=1)}), run_dir=tmp_path / "here")
+    there = run_recipe(recipe.model_copy(update={"steps": StepsSection(workers=2)}), run_dir=tmp_path / "x" / "there")
+    pd.testing.assert_frame_equal(there.comparison.differences, here.comparison.differences, rtol=0.05, atol=0.05)
+    assert set(there.tables) == set(here.tables)
+
+
+def test_tasks_are_other_data_through_the_same_encoders(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    more = f"""\
+tasks:
+  other:
+    data: {{kind: table, root: {tmp_path}/other, table: manifest.parquet}}
+    labels: [opacity]
+    probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], head: {{epochs: 1, min_steps: 5}}}}
+    zeroshot: chexpert
+  masks:
+    data: {{kind: table, root: {tmp_path}/other, table: manifest.parquet}}
+    segment: {{decoders: [linear], size: 16, fractions: [1.0], n_seeds: 1, n_draws: 50, epochs: 2, min_steps: 5}}
+"""
+    make_phantom(tmp_path / "other", PhantomConfig(n_images=60, size=64, seed=5))
+    path.write_text(SMALL.format(root=tmp_path) + more)
+    lines: list[str] = []
+    result = run_recipe(read_recipe(path), run_dir=tmp_path / "run", say=lines.append)
+    assert set(result.scores["data"]) == {"phantom", "other"}
+    assert set(result.tables["mask_scores"]["data"]) == {"masks"}
+    assert set(result.tables["zeroshot_scores"]["data"]) == {"other"}
+    assert set(result.comparison.differences["data"]) == {"phantom", "other", "masks"}
+    pair = tmp_path / "run" / "vit+bert"
+    assert (pair / "tasks" / "other" / "probes" / "opacity" / "head-linear.safetensors").is_file()
+    assert (pair / "tasks" / "masks" / "masks" / "decoder-linear.safetensors").is_file()
+    cache = tmp_path / "cache"
+    assert embedcache.open_store(cache / "vit").layout.tokens is None
+    assert embedcache.open_store(cache / "tasks" / "other" / "vit").layout.tokens is None
+    assert embedcache.open_store(cache / "tasks" / "masks" / "vit").layout.tokens is not None
+    assert any("stage one vit on other (image" in line for line in lines)
+    for wrong, said in (
+        ("tasks.other.labels=[]", "expected labels to probe, or segment"),
+        ("tasks.other.data.kind=tabel", "did you mean 'table'?"),
+        ("tasks.other.data.tabel=x", "tasks.other.data.tabel: unknown field, did you mean 'table'?"),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(said)):
+            read_recipe(path, [wrong])
+
+
+def test_without_a_text_encoder_embeddings_are_compared_as_they_are(recipe: Recipe, tmp_path: Path) -> None:
+    alone = recipe.model_copy(update={"encoders": recipe.encoders.model_copy(update={"text": {}})})
+    result = run_recipe(alone, run_dir=tmp_path / "run")
+    assert set(result.scores["control"]) == {"", "shuffled-labels", "metadata-only"}
+    assert set(result.comparison.differences["a"]) == {"vit"}
+    assert (tmp_path / "run" / "vit" / "probes" / "effusion" / "predictions.parquet").is_file()
+    with pytest.raises(RecipeError, match="retrieve and zeroshot need a text encoder"):
+        read_recipe(tmp_path / "small.yaml", ["encoders.text={}", "retrieve={}"])
+    with pytest.raises(RecipeError, match="nothing is scored: expected labels, segment, retrieve, or tasks"):
+        read_recipe(tmp_path / "small.yaml", ["labels=[]"])
+
+
+def test_all_pipelines_can_be_read() -> None:
+    for path in Path("pipelines").glob("*.yaml"):
+        assert path.read_text().startswith(f"# embedcache run pipelines/{path.name}")
+        assert read_recipe(path).name == path.stem
 
 
 def test_masks_retrieval_and_prompts_stand_beside_the_probes(recipe: Recipe, tmp_path: Path) -> None:
