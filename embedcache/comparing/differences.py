@@ -64,26 +64,33 @@ def differences(study: Study, exposures: Exposures) -> pd.DataFrame:
 def verdicts(found: pd.DataFrame, exposures: Exposures) -> list[str]:
     """A sentence on each comparison: what is real first, and what makes it unfair."""
     order = found.assign(_real=found["verdict"] == "").sort_values("_real", kind="stable")
-    return [_sentence(row, exposures) for row in order.to_dict("records")]
+    named = found["data"].nunique() > 1
+    return [_sentence(row, exposures, named=named) for row in order.to_dict("records")]
 
 
-def _sentence(row: Mapping[str, object], exposures: Exposures) -> str:
+def _sentence(row: Mapping[str, object], exposures: Exposures, *, named: bool) -> str:
+    """What a comparison says.
+
+    Args:
+        named: whether there are several datasets.
+    """
+    pairs = {side: Pair(str(row[f"{side}_image"]), str(row[f"{side}_text"])) for side in ("a", "b")}
+    a, b = _swapped_names(pairs["a"], pairs["b"])
+    shared = pairs["a"].text if pairs["a"].image != pairs["b"].image else pairs["a"].image
     what = f"{row['metric']} of {row['label']}" if row["label"] else str(row["metric"])
-    where = f"{row['data']}, {what} ({row['setting']})"
+    where = f"{row['data']}, {what}" if named else what
+    where += f" ({', '.join(filter(None, [str(row['setting']), shared and f'with {shared}']))})"
     value, low, high, p = (float(str(row[name])) for name in ("value", "low", "high", "p_adjusted"))
     if p != p:
-        return f"{where}: {row['a']} and {row['b']} cannot be compared: a score is undefined"
+        return f"{where}: {a} and {b} cannot be compared: a score is undefined"
     if not row["verdict"]:
-        said = f"no difference between {row['a']} and {row['b']} is shown: {value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        said = f"no difference between {a} and {b} is shown: {value:+.3f} [{low:+.3f}, {high:+.3f}]"
         return f"{where}: {said}, {p_words(p)}"
-    better, worse = ("a", "b") if row["verdict"] == "a" else ("b", "a")
-    size = (value, low, high) if better == "a" else (-value, -high, -low)
-    said = f"{row[better]} is better than {row[worse]} by {size[0]:.3f} [{size[1]:.3f}, {size[2]:.3f}], {p_words(p)}"
+    better, worse, size = (a, b, (value, low, high)) if row["verdict"] == "a" else (b, a, (-value, -high, -low))
+    said = f"{better} is better than {worse} by {size[0]:.3f} [{size[1]:.3f}, {size[2]:.3f}], {p_words(p)}"
     if row["fairness"] == FAIR:
         return f"{where}: {said}"
-    a, b = (Pair(str(row[f"{side}_image"]), str(row[f"{side}_text"])) for side in (better, worse))
-    names = _swapped_names(a, b)
-    seen = [f"{name} {exposures[name, str(row['data'])].level}" for name in names]
+    seen = [f"{name} {exposures[name, str(row['data'])].level}" for name in (better, worse)]
     return f"{where}: {said}; {row['fairness']}: exposure to {row['data']} is {', '.join(seen)}"
 
 

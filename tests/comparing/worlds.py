@@ -1,4 +1,4 @@
-"""Stores of made-up encoders: what an image shows, seen through a random map, amid noise."""
+"""Stores of made-up encoders: what an image shows, turned round in a space of their own, amid noise of their own."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ class World:
         return Manifest(self.frame, name="made", root=self.folder)
 
     def store(self, name: str, *, noise: float = 0.3, dim: int = 24, rows: slice = slice(None)) -> Path:
-        """What an encoder makes of the images: a random map of what they show, and noise."""
-        seen = self.shown @ self._rng.normal(size=(8, dim)) / np.sqrt(8)
+        """What an encoder makes of the images; with equal noise all see equally well."""
+        turned, _ = np.linalg.qr(self._rng.normal(size=(dim, dim)))
+        seen = self.shown @ turned[:8]
         x = (seen + noise * self._rng.normal(size=seen.shape)).astype(np.float32)
         path = self.folder / "stores" / name
         embedcache.save_store(path, self.frame["id"].tolist()[rows], x[rows])
