@@ -41,6 +41,8 @@ _PUBLIC = {
     "zero_shot": "embedcache.stage_two.zeroshot",
     "SegmentConfig": "embedcache.stage_two.segment_config",
     "segment": "embedcache.stage_two.segment",
+    "compare": "embedcache.comparing.compare",
+    "write_report": "embedcache.reporting.write",
     "predict": "embedcache.predicting.predictor",
     "Predictor": "embedcache.predicting.predictor",
     "export_onnx": "embedcache.predicting.exporting",

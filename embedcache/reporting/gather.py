@@ -84,6 +84,11 @@ def commands(study: Study) -> list[str]:
     ]
 
 
+def plural(kind: str) -> str:
+    """Of what an audit counts."""
+    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+
+
 def versions() -> dict[str, str]:
     """Of Python, this package and what computes."""
     found = {"Python": platform.python_version(), "embedcache": __version__}
@@ -106,10 +111,10 @@ def _facts(report: AuditReport, named: bool) -> Iterator[tuple[str, str]]:
     yield f"{of}rows that do not name their patient", f"{report.n_without_patient:,}"
     yield f"{of}rule of the splits", report.split_rule or "not provided"
     for kind, n in report.n_shared.items():
-        yield f"{of}{kind}s in more than one split", f"{n:,}"
+        yield f"{of}{plural(kind)} in more than one split", f"{n:,}"
     for shared in report.shared:
         yield (
-            f"{of}{shared.kind}s in {shared.left} and {shared.right}",
+            f"{of}{plural(shared.kind)} in {shared.left} and {shared.right}",
             f"{shared.n:,}, of {shared.n_left:,} and {shared.n_right:,} rows",
         )
     for balance in report.balance:

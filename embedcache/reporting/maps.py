@@ -14,7 +14,8 @@ from embedcache.report.contents import EmbeddingMap
 from embedcache.stage_two.targets import Target
 from embedcache.stage_two.tensors import join, read_rows
 
-_MOST = 1000  # images on a map
+_MOST = 500  # images on a map
+_STEPS = 500
 _LEAST = 8
 _MOST_LABELS = 2
 
@@ -48,10 +49,12 @@ def embedding_maps(study: Study) -> Iterator[EmbeddingMap]:
 def _flattened(x: np.ndarray) -> np.ndarray:
     """(n, d) to (n, 2)."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     deviation = x.std(axis=0)
     x = (x - x.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     if not np.ptp(x):
         return np.zeros((len(x), 2))
     perplexity = min(30.0, (len(x) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(x)
+    with threadpool_limits(1):  # its short loops wait for each other where cores are shared
+        return TSNE(perplexity=perplexity, max_iter=_STEPS, init="pca", random_state=0).fit_transform(x)

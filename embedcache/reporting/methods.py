@@ -6,6 +6,7 @@ Source of the items: TRIPOD+AI (Collins et al., BMJ 2024;385:e078378). What a ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ from embedcache.comparing.compare import Comparison
 from embedcache.comparing.study import Study, Task
 from embedcache.data.audit import AuditReport
 from embedcache.data.manifest import SPLITS
-from embedcache.report.markup import markdown
-from embedcache.reporting.gather import audit_of, versions
+from embedcache.report.paper_tables import escaped_markdown as markdown
+from embedcache.reporting.gather import audit_of, plural, versions
 from embedcache.stage_two.targets import Target
 
 _MISSING = "not provided"
@@ -103,7 +104,7 @@ def methods_text(study: Study, comparison: Comparison) -> str:
         "20b": [line for task in study.tasks for line in _characteristics(task)],
         "21": [line for task in study.tasks for label in task.labels for line in _events(task, label)],
         "22": ["Adaptors, heads and decoders are kept as safetensors in the folder of each pair of encoders."],
-        "23a": ["All scores with 95% intervals: scores.csv, scores.md, scores.tex and the report."],
+        "23a": ["All scores with 95% intervals: scores.csv, tables.md, tables.tex and the report."],
         "23b": _if(comparison.tables, "subgroups", "Gaps between groups, with simultaneous intervals: subgroups.csv."),
         "26": [*map(markdown, comparison.warnings)],
     }
@@ -154,11 +155,29 @@ def _eligibility(task: Task) -> Iterator[str]:
 def _preparation(study: Study) -> Iterator[str]:
     for name, path in {**study.tasks[0].images, **study.tasks[0].texts}.items():
         identity = study.store(path).encoder.get("identity", {})
-        steps = [str(step.get("name", step)) for step in (identity.get("transform") or {}).get("steps", ())]
+        steps = [_step_words(step) for step in (identity.get("transform") or {}).get("steps", ())]
         if steps:
             yield f"{markdown(name)}: {markdown(', '.join(steps))}."
         elif "max_length" in identity:
             yield f"{markdown(name)}: at most {identity['max_length']} tokens of each report."
+
+
+def _step_words(step: Mapping[str, Any]) -> str:
+    """A step of a transform: its name, and its settings where it has any."""
+    parts = []
+    for name, settings in step.items():
+        said = settings if isinstance(settings, Mapping) else {"": settings}
+        given = ", ".join(f"{key} {_value_words(value)}".strip() for key, value in said.items())
+        parts.append(f"{name} ({given})" if given else str(name))
+    return ", ".join(parts)
+
+
+def _value_words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " x ".join(map(str, value.values()))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(map(_value_words, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _outcome(task: Task, label: str) -> str:
@@ -187,7 +206,7 @@ def _missing(task: Task) -> Iterator[str]:
 def _use_of_data(task: Task, report: AuditReport) -> Iterator[str]:
     counts = ", ".join(f"{split} {report.n_rows[split]:,}" for split in SPLITS)
     yield f"{markdown(task.name)} was split into {counts} images (rule: {markdown(report.split_rule) or _MISSING});"
-    shared = ", ".join(f"{n:,} {kind}s" for kind, n in report.n_shared.items()) or "nothing known"
+    shared = ", ".join(f"{n:,} {plural(kind)}" for kind, n in report.n_shared.items()) or "nothing known"
     yield f"in more than one split: {shared}."
 
 
@@ -201,7 +220,7 @@ def _models(study: Study) -> Iterator[str]:
     home, train = study.tasks[0], study.train
     if home.texts:
         yield (
-            f"An Adaptor ({train.adaptor}; {train.n_layers} layers, width {train.projection_dim}) was trained on the "
+            f"An Adaptor ({train.adaptor}; layers: {train.n_layers}, width {train.projection_dim}) was trained on the "
             f"training pairs with loss {train.loss} by AdamW (lr {train.lr:g}, weight decay {train.weight_decay:g}, "
             f"batch {train.batch_size}, at most {train.epochs} epochs, patience {train.patience}) and then frozen "
             "(Freeze the backbones, arXiv 2401.01179)."

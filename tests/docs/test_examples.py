@@ -1,0 +1,88 @@
+"""The worked examples run as they are written, and print what they say they print."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "examples.md"
+SMALLER = " ".join(
+    f"--set {setting}"
+    for setting in (
+        "data.config.n_images=160", "data.config.size=64", "train.epochs=2", "probe.n_draws=50", "segment.n_draws=50",
+        "segment.epochs=1", "segment.size=16",
+    )
+)  # fmt: skip
+_NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A command, and the lines that the page says it prints; `...` stands for lines that are left out."""
+
+    command: str
+    printed: tuple[str, ...]
+
+
+def examples() -> list[Example]:
+    """Every command of the page's blocks `console`, in order."""
+    found: list[Example] = []
+    for block in re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            lines = part.splitlines()
+            n = next(k for k, line in enumerate(lines) if not line.endswith("\\")) + 1
+            command = " ".join(line.rstrip("\\").strip() for line in lines[:n])
+            found.append(Example(command, tuple(line for line in lines[n:] if line.strip())))
+    return found
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command prints, run in a folder that has the recipes."""
+    if not (folder / "pipelines").exists():
+        (folder / "pipelines").symlink_to(ROOT / "pipelines")
+    words = command.replace("embedcache ", f"{sys.executable} -m embedcache ", 1)
+    done = subprocess.run(
+        ["bash", "-c", words], cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_every_command_of_the_examples_runs(tmp_path: Path) -> None:
+    """On a smaller phantom: what is printed has the same words, and other numbers."""
+    commands = examples()
+    assert len(commands) >= 8
+    for example in commands:
+        is_recipe = example.command.startswith("embedcache run ")
+        printed = run(f"{example.command} {SMALLER}" if is_recipe else example.command, tmp_path)
+        there = {" ".join(_NUMBER.sub("#", line).split()) for line in printed.splitlines()}
+        headings = [line for line in example.printed if line != "..." and not _NUMBER.search(line)]
+        for line in headings:
+            assert " ".join(line.split()) in there, f"{example.command}\n{line}\nis not in\n{printed}"
+
+
+@pytest.mark.slow
+def test_the_examples_print_what_they_say(tmp_path: Path) -> None:
+    """In full: the numbers too, but for times, and for what another processor's last bits change."""
+    for example in examples():
+        lines = iter(run(example.command, tmp_path).splitlines())
+        for expected in example.printed:
+            if expected == "...":
+                continue
+            assert any(_alike(expected, line) for line in lines), f"{example.command}\n{expected}"
+
+
+def _alike(expected: str, line: str) -> bool:
+    if _NUMBER.sub("#", expected).split() != _NUMBER.sub("#", line).split():
+        return False
+    if re.search(r"\d s$|seconds|runs/", expected):
+        return True
+    pairs = zip(_NUMBER.findall(expected), _NUMBER.findall(line), strict=True)
+    return all(abs(float(a.replace(",", "")) - float(b.replace(",", ""))) <= 0.02 for a, b in pairs)
