@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -43,6 +43,7 @@ _TEXTS = (  # columns in which a blank is a word
     "direction", "data", "image", "text", "task", "setting", "a", "b", "fairness", "verdict", "a_image", "a_text",
     "b_image", "b_text", "name", "modality", "model", "weights", "exposure", "said",
 )  # fmt: skip
+_N_LEFT_OUT = 10  # groups of training patients
 _PROCESS_BYTES = 1.5e9  # of a worker: torch and what a step computes
 
 
@@ -150,9 +151,10 @@ class Study:
         names = [task.name for task in tasks]
         if len(set(names)) < len(names):
             raise SettingsError(f"tasks {', '.join(names)}: one stands there twice; give each a name of its own")
-        self.tasks, self.run_dir, self.train = tasks, run_dir, train
         home = tasks[0]
         self.pairs = [Pair(image, text) for image, text in product(home.images, home.texts or [""])]
+        self.tasks = [_with_groups(task) for task in tasks] if len(self.pairs) > 1 else tasks
+        self.run_dir, self.train = run_dir, train
         self._opened: dict[Path, Store] = {}
 
     def store(self, path: Path) -> Store:
@@ -330,6 +332,11 @@ def read_table(path: Path) -> pd.DataFrame:
     kinds: Any = {name: str for name in columns if name in _TEXTS}
     blank: Any = {name: [""] for name in columns if name not in _TEXTS}
     return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=blank)
+
+
+def _with_groups(task: Task) -> Task:
+    """With groups of training patients left out in turn, unless their number was chosen: pairs are to be compared."""
+    return task if task.probe.n_left_out else replace(task, probe=replace(task.probe, n_left_out=_N_LEFT_OUT))
 
 
 def _training_name(pair: Pair) -> str:

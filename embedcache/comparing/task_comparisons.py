@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from embedcache.comparing.study import Pair, Study, Task
+from embedcache.comparing.study import Pair, Study, Task, read_table
 from embedcache.errors import RunStateError
 from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
 from embedcache.metrics.masks import NAMES as MASK_METRICS
@@ -23,6 +23,7 @@ from embedcache.metrics.masks import Overlap
 from embedcache.metrics.paired import PairedDifference, compare_aurocs, paired_bootstrap
 from embedcache.stage_two.comparisons import compared, headline
 from embedcache.stage_two.kept import mask_folder, probe_folder
+from embedcache.stage_two.probe_tables import LEFT_OUT_NAME
 from embedcache.stage_two.scoring import Said, Scored, score
 from embedcache.stage_two.targets import Target
 
@@ -98,11 +99,23 @@ def _of_probes(study: Study, task: Task, label: str, pairs: Sequence[Pairs]) -> 
         of = answers(pair)[amount]
         return score(of.said, of.values, target, draws_of(amount, n_draws), learnt=of.scorable)
 
+    @cache
+    def left_out(pair: Pair, amount: _Amount) -> np.ndarray | None:
+        path = study.run_dir / probe_folder(study.folder(task, pair), label) / LEFT_OUT_NAME
+        if not path.is_file():
+            return None
+        table = read_table(path).fillna({"fraction": -1})
+        mine = table[(table[list(_Amount._fields)] == list(amount)).all(axis=1)]
+        return mine["value"].to_numpy() if len(mine) > 1 else None
+
     def make(a: Pair, b: Pair, amount: _Amount, n_draws: int) -> tuple[PairedDifference, int]:
+        without = [left_out(pair, amount) for pair in (a, b)]
+        less = None if without[0] is None or without[1] is None else without[0] - without[1]
         of_a, of_b = (answers(pair)[amount] for pair in (a, b))
         of_a.check_same(of_b)
         first, second = ((of.said, scored(pair, amount, n_draws)) for of, pair in ((of_a, a), (of_b, b)))
-        return compared(first, second, of_a.values, target, draws_of(amount, n_draws), by), len(of_a.values)
+        found = compared(first, second, of_a.values, target, draws_of(amount, n_draws), by, left_out=less)
+        return found, len(of_a.values)
 
     for amount in answers(pairs[0][0]):
         metric = " ".join(filter(None, by))

@@ -28,7 +28,19 @@ class PairedDifference:
     method: Literal["bootstrap", "delong"]
 
 
-def paired_bootstrap(a: Sampled, b: Sampled) -> PairedDifference:
+def jackknife_error(differences: np.ndarray) -> float:
+    """Standard error of a difference over training sets, from groups of training patients left out in turn.
+
+    Source: the delete-a-group jackknife (Efron and Tibshirani 1993, ch. 11).
+
+    Args:
+        differences: of models that were trained without each group, (g,).
+    """
+    g = len(differences)
+    return math.sqrt((g - 1) / g * float(((differences - differences.mean()) ** 2).sum()))
+
+
+def paired_bootstrap(a: Sampled, b: Sampled, *, left_out: np.ndarray | None = None) -> PairedDifference:
     """Compares two scores draw by draw: other patients, and other training runs where there were several.
 
     The p-value is twice the share of draws in which the difference reaches or crosses zero. The value itself counts
@@ -37,6 +49,8 @@ def paired_bootstrap(a: Sampled, b: Sampled) -> PairedDifference:
     Args:
         a: value (s,) or (), samples (k, s) or (k,).
         b: on the same draws; as many seeds are paired one by one, another number is taken for other runs.
+        left_out: differences of models that were trained without each of g groups of training patients, (g,): the
+            draws then are of other training patients too, each moved by Student's t times the jackknife's error.
     """
     if len(a.samples) != len(b.samples):
         raise ValueError(f"{len(a.samples)} and {len(b.samples)} draws, expected the same draws")
@@ -46,6 +60,9 @@ def paired_bootstrap(a: Sampled, b: Sampled) -> PairedDifference:
         samples = with_seeds(Sampled(a.value - b.value, a.samples - b.samples), seed=0)
     else:
         samples = with_seeds(a, seed=0) - with_seeds(b, seed=1)
+    if left_out is not None:
+        moves = np.random.default_rng(2).standard_t(len(left_out) - 1, len(samples))
+        samples = samples + moves * jackknife_error(left_out)
     interval = percentiles(value, samples)
     if math.isnan(interval.low):
         return PairedDifference(value, math.nan, math.nan, math.nan, "bootstrap")
@@ -55,7 +72,7 @@ def paired_bootstrap(a: Sampled, b: Sampled) -> PairedDifference:
     return PairedDifference(value, interval.low, interval.high, p_value, "bootstrap")
 
 
-def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairedDifference:
+def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray, *, left_out: np.ndarray | None = None) -> PairedDifference:
     """Compares two AUROCs on independent rows (DeLong, DeLong and Clarke-Pearson 1988).
 
     Sorting takes the place of comparing all pairs (Sun and Xu 2014). Undefined where there are fewer than two rows of
@@ -65,6 +82,7 @@ def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairedDifference
         labels: 0 or 1, (n,), one row a patient.
         a: scores, (n,).
         b: scores, (n,).
+        left_out: as of `paired_bootstrap`: the variances of other test and of other training patients are added.
     """
     n_positive, n_negative = int((labels == 1).sum()), int((labels == 0).sum())
     if min(n_positive, n_negative) < 2 or not (a.min() < a.max() and b.min() < b.max()):
@@ -72,7 +90,8 @@ def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairedDifference
     (a_positive, a_negative), (b_positive, b_negative) = _placements(labels, a), _placements(labels, b)
     of_positive, of_negative = a_positive - b_positive, a_negative - b_negative
     value = float(of_positive.mean())
-    error = math.sqrt(of_positive.var(ddof=1) / n_positive + of_negative.var(ddof=1) / n_negative)
+    variance = of_positive.var(ddof=1) / n_positive + of_negative.var(ddof=1) / n_negative
+    error = math.sqrt(variance + (0.0 if left_out is None else jackknife_error(left_out) ** 2))
     if error == 0:
         return PairedDifference(value, value, value, float(value == 0), "delong")
     reach = NormalDist().inv_cdf(0.975) * error
@@ -80,7 +99,9 @@ def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairedDifference
     return PairedDifference(value, value - reach, value + reach, p_value, "delong")
 
 
-def compare_aurocs(labels: np.ndarray, a: np.ndarray, b: np.ndarray, *, draws: PatientDraws) -> PairedDifference:
+def compare_aurocs(
+    labels: np.ndarray, a: np.ndarray, b: np.ndarray, *, draws: PatientDraws, left_out: np.ndarray | None = None
+) -> PairedDifference:
     """Compares two AUROCs: by DeLong where each patient has one row, else by draws of whole patients.
 
     Args:
@@ -88,13 +109,14 @@ def compare_aurocs(labels: np.ndarray, a: np.ndarray, b: np.ndarray, *, draws: P
         a: scores, (n,).
         b: scores, (n,).
         draws: of the patients that these rows belong to.
+        left_out: as of `paired_bootstrap`.
     """
     if draws.n_rows != len(labels):
         raise ValueError(f"draws of {draws.n_rows} rows, expected the {len(labels)} that have labels")
     if draws.n_patients == draws.n_rows:
-        return delong(labels, a, b)
+        return delong(labels, a, b, left_out=left_out)
     first, second = (bootstrap(Ranking.of(labels, scores).auroc, draws) for scores in (a, b))
-    return paired_bootstrap(first, second)
+    return paired_bootstrap(first, second, left_out=left_out)
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -92,8 +92,9 @@ class Contents:
         warnings: leaks, unequal exposure, collapse: what makes scores unfit to be believed.
         tables: as the run holds them: `scores`, `gains`, `calibration`, `subgroups`, `mask_scores`, `mask_gains`,
             `retrieval_scores`, `zeroshot_scores`; any may be absent.
-        differences: a row for each two compared: `data`, `task`, `label`, `setting` (head or decoder, and labels), `metric`,
-            `a`, `b`, `value` (a - b), `low`, `high`, `p_value`, `p_adjusted`, `method`, `fairness`, `verdict`.
+        differences: a row for each two compared: `data`, `task`, `label`, `setting` (head or decoder, and labels),
+            `metric`, `a`, `b`, `value` (a - b), `low`, `high`, `p_value`, `p_adjusted`, `method`, `fairness`,
+            `verdict`.
         encoders: a row for each: `name`, `modality`, `model`, `weights` (`learnt` or `random`), `dim`, `parameters`,
             `disk_bytes`, `seconds_per_1000`, `exposure` (to the test data), `said` (where that is said).
         curves: a row for each epoch of each Adaptor: `image`, `text`, `epoch`, `train_loss`, `valid_loss`.

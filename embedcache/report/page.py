@@ -1,11 +1,13 @@
-"""Pages of HTML: one file each, without scripts, that loads nothing from anywhere.
+"""Pages of HTML: one file each that loads nothing from anywhere.
 
-A manifest's texts are not to be trusted: everything that a template is given is escaped, and the page's content
-security policy runs nothing even so.
+A stranger's texts are not to be trusted: everything that a template is given is escaped, and the page's content
+security policy runs nothing even so. It names the digests of the page's own style and script, and lets no other in.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,14 +38,21 @@ def write_page(path: Path, page: str) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(data), mode=0o600)
 
 
+def policy_source(text: str) -> str:
+    """What a content security policy calls a style or a script of exactly this text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("embedcache.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["policy_source"] = policy_source
+    return environment

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _WHERE = ("image", "text")
 _HEADINGS = {"image": "image encoder", "text": "text encoder", "control": "setting"}
+_METRICS = {"auroc": "AUROC", "iou": "IoU", "dice": "Dice", "dice_on_positives": "Dice on positives", "f1": "F1"}
 
 
 def places(table: pd.DataFrame) -> list[str]:
@@ -22,6 +23,21 @@ def head_row(table: pd.DataFrame, *columns: str) -> list[str]:
     return [_HEADINGS.get(column, column) for column in (*places(table), *columns)]
 
 
+def pair_name(image: str, text: str = "") -> str:
+    """Both encoders of a pair; embeddings that no text encoder met have the image encoder's name alone."""
+    return f"{image} + {text}" if text else image
+
+
+def metric_words(metric: str) -> str:
+    """A metric's name as people write it."""
+    return _METRICS.get(metric, plain_words(metric))
+
+
+def plain_words(name: str) -> str:
+    """A name in code as words; whatever else stays as it is."""
+    return name.replace("_", " ") if name.replace("@", "").isidentifier() else name
+
+
 def interval(value: float | None, low: float | None, high: float | None) -> str:
     """A value with its interval, or that it is undefined."""
     if value is None or value != value:
@@ -31,7 +47,12 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
 
 def gain_words(value: float, low: float, high: float, p_value: float) -> str:
     """A difference with its interval and p-value."""
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] {p_words(p_value)}"
+    return f"{difference(value, low, high)} {p_words(p_value)}"
+
+
+def difference(value: float, low: float, high: float) -> str:
+    """A difference with its interval, signs and all."""
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def p_words(p_value: float) -> str:
@@ -41,8 +62,13 @@ def p_words(p_value: float) -> str:
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width; a column that is blank throughout is left out."""
-    kept = [k for k in range(len(rows[0])) if any(row[k] for row in rows[1:])]
+    kept = filled_columns(rows)
     return "\n".join(in_columns([[row[k] for k in kept] for row in rows]))
+
+
+def filled_columns(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Which columns are not blank throughout, below their heads."""
+    return [k for k in range(len(rows[0])) if any(row[k] for row in rows[1:])]
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -27,17 +27,20 @@ def compared(
     target: Target,
     draws: PatientDraws,
     by: Headline,
+    *,
+    left_out: np.ndarray | None = None,
 ) -> PairedDifference:
     """How much a exceeds b: by DeLong where it holds (one run, one unit a patient, and nothing blank), else by draws.
 
     Args:
         values: labels of the units, (u, t).
         draws: of their patients, under which both were scored.
+        left_out: how much a exceeds b where groups of training patients are left out, see `paired_bootstrap`.
     """
     (first, scored), (second, other) = a, b
     of_a, of_b = scored.of(*by), other.of(*by)
     of_auroc = by[0] == "auroc" and target.task == "binary"
     if of_auroc and len(of_a.value) == len(of_b.value) == 1 and not np.isnan(values).any():
         p, q = (told.probabilities[0, :, 0] for told in (first, second))
-        return compare_aurocs(values[:, 0].astype(np.int64), p, q, draws=draws)
-    return paired_bootstrap(of_a, of_b)
+        return compare_aurocs(values[:, 0].astype(np.int64), p, q, draws=draws, left_out=left_out)
+    return paired_bootstrap(of_a, of_b, left_out=left_out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,23 @@ class Budget:
     def amount(self) -> tuple[float, int]:
         """What runs have in common that differ in their seed alone; -1 stands for no fraction."""
         return (-1.0 if np.isnan(self.fraction) else self.fraction, self.shots)
+
+
+def without_groups(budget: Budget, groups: np.ndarray, n: int) -> list[Budget]:
+    """The budget without each of n groups of its patients in turn; fewer where it has not as many patients.
+
+    Args:
+        groups: the patient of each sample.
+    """
+    patients, index = np.unique(groups[budget.rows].astype(str), return_inverse=True)
+    n = min(n, len(patients))
+    group = (np.random.default_rng(0).permutation(len(patients)) % n)[index]
+    found = []
+    for k in range(n):
+        keep = group != k
+        folds = budget.folds[keep] if len(budget.folds) else budget.folds
+        found.append(replace(budget, rows=budget.rows[keep], labels=budget.labels[keep], folds=folds))
+    return found
 
 
 def budgets(manifest: Manifest, samples: Samples, target: Target, config: ProbeConfig) -> list[Budget]:

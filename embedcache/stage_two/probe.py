@@ -28,7 +28,7 @@ from embedcache.stage_two.calibrating import Calibrator
 from embedcache.stage_two.controls import metadata_features, shuffled, told_by_text
 from embedcache.stage_two.inputs import scale_of, standardised
 from embedcache.stage_two.kept import KeptHead, Source
-from embedcache.stage_two.label_budget import Budget, budgets
+from embedcache.stage_two.label_budget import Budget, budgets, without_groups
 from embedcache.stage_two.leaks import leak_words, overlap_warnings
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.probe_tables import EXTERNAL, INTERNAL, HeldOut, ProbeResult, Tables
@@ -172,6 +172,8 @@ class _Probe:
                 features, some = setting.features(), setting.budgets()
                 for head in self.config.heads:
                     self._score(setting, features, some, head, of_result)
+                    if not setting.control and self.config.n_left_out:
+                        self._leave_out(features, some, head)
                     progress.advance()
         warning = "; ".join(filter(None, self.warnings))
         return self.tables.result(n_failed=self.join.n_failed, warning=warning, kept=self.kept)
@@ -304,6 +306,27 @@ class _Probe:
                     self.tables.add_gains(names, test, of_result[key], (told, scored[-1]))
             if len(scored) > 1:
                 self.tables.add_difference(names, *scored)
+
+    def _leave_out(self, features: Tensor, some: Sequence[Budget], head: str) -> None:
+        """Scores the first run without each group of its training patients, where other runs have the same."""
+        for _, members in groupby(some, key=lambda budget: budget.amount):
+            runs = list(members)
+            if not all(np.array_equal(np.sort(runs[0].rows), np.sort(other.rows)) for other in runs):
+                continue
+            without = without_groups(runs[0], self.samples.groups, self.config.n_left_out)
+            asked = np.concatenate(self.asked)
+            ends = np.cumsum([len(a) for a in self.asked])[:-1]
+            for group, (budget, answer) in enumerate(
+                zip(without, self._answers(features, head, without, asked), strict=True)
+            ):
+                chosen = ChosenOn.of(answer, self.samples, self.target, self.config.pool)
+                names = self._names("", head, [budget])
+                for test, part in zip(self.tests, np.split(answer.logits, ends), strict=True):
+                    told = said([replace(answer, logits=part)], [chosen], test.units, self.target, self.config)
+                    once = PatientDraws(test.units.groups, 1, seed=0)  # the value alone is wanted
+                    learnt = self.target.both_sides(budget.labels)
+                    scored = score(told, test.units.values, self.target, once, learnt=learnt)
+                    self.tables.add_left_out(names, test, group, scored)
 
     def _keep(self, head: str, features: Tensor, run: tuple[Budget, Answer], chosen: ChosenOn, told: Said) -> None:
         """Keeps the first run of a head for new images; not of nearest neighbours, nor of views side by side."""

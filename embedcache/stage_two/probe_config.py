@@ -49,6 +49,8 @@ class ProbeConfig:
             as setting `as-published`: one image's score then depends on its neighbours in the file.
         n_seeds: runs with other label draws, head weights and batch orders.
         n_draws: bootstrap draws.
+        n_left_out: groups that the training patients are dealt into, each left out once, where all runs learn from the
+            same labels: how much the result rests on these patients, for comparisons of encoders. 0 for none.
         prevalence: share of positives at the place of use: calibrated probabilities for it stand in the predictions.
         controls: which controls stand beside the result, of `CONTROLS`, where what they need is given.
     """
@@ -69,6 +71,7 @@ class ProbeConfig:
     as_published: bool = False
     n_seeds: Annotated[int, Ge(1)] = 5
     n_draws: Annotated[int, Ge(1)] = 2000
+    n_left_out: Annotated[int, Ge(0)] = 0
     prevalence: Annotated[float, Gt(0), Lt(1)] | None = None
     controls: tuple[str, ...] = CONTROLS
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -88,6 +91,8 @@ class ProbeConfig:
             raise ValueError("expected at least one head, and fractions above 0 and at most 1")
         if any(shots < 1 for shots in self.shots):
             raise ValueError(f"shots are {', '.join(map(str, self.shots))}; expected each to be at least 1")
+        if self.n_left_out == 1:
+            raise ValueError("n_left_out is 1: expected at least 2 groups, or 0 for none")
         if not self.fractions and not self.shots:
             raise ValueError("expected label fractions, or shots")
         if self.views == "frontal+lateral" and self.unit == "image":

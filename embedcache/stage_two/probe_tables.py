@@ -28,6 +28,7 @@ from embedcache.stage_two.targets import Target
 
 INTERNAL, EXTERNAL, DIFFERENCE = "internal", "external", "difference"
 TABLES = ("scores", "gains", "calibration", "subgroups")
+LEFT_OUT_NAME = "left_out.csv"
 _AMOUNT = ("head", "fraction", "shots", "n_train", "n_valid")
 _EMPTY = {  # columns of a table without rows
     "scores": (),
@@ -61,6 +62,8 @@ class ProbeResult:
         warning: one line where the manifest's splits share patients, studies or files; blank where they do not.
         notes: what is to be known of these scores.
         kept: by name each head that new images can be shown to: its first run at the largest amount of labels.
+        left_out: where groups of training patients were left out in turn, a row per test set, head, fraction and group:
+            the headline score of the first run without it.
     """
 
     scores: pd.DataFrame
@@ -73,15 +76,18 @@ class ProbeResult:
     warning: str
     notes: tuple[str, ...] = ()
     kept: Mapping[str, KeptHead] = field(default_factory=dict)
+    left_out: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def write(self, folder: str | Path) -> None:
         """Writes `scores.csv`, `gains.csv`, `calibration.csv`, `subgroups.csv`, `predictions.parquet` and the heads,
-        `head-<name>.safetensors`.
+        `head-<name>.safetensors`; where groups were left out also `left_out.csv`.
 
         Raises:
             OutputError: they cannot be written there.
         """
         tables = {f"{name}.csv": getattr(self, name) for name in TABLES}
+        if len(self.left_out):
+            tables[LEFT_OUT_NAME] = self.left_out
         write_tables(Path(folder), tables | {"predictions.parquet": self.predictions})
         write_all(Path(folder), "head", self.kept)
 
@@ -113,6 +119,7 @@ class Tables:
         self.most = (max(config.fractions), 0) if config.fractions else (-1.0, max(config.shots))
         self._rows: dict[str, list[Row]] = {name: [] for name in TABLES}
         self._predicted: list[pd.DataFrame] = []
+        self._left_out: list[Row] = []
         self._notes: list[str] = []
 
     def result(self, *, n_failed: int, warning: str, kept: Mapping[str, KeptHead]) -> ProbeResult:
@@ -130,6 +137,7 @@ class Tables:
             warning=warning,
             notes=tuple(self._notes),
             kept=kept,
+            left_out=pd.DataFrame(self._left_out),
         )
 
     def note(self, words: str) -> None:
@@ -241,6 +249,12 @@ class Tables:
             at = [of.at(p[:, k], self._config.prevalence) for k, of in enumerate(platt)]
             table["at_prevalence"] = np.stack(at, axis=1).ravel()
         return pd.DataFrame(table).assign(**names, seed=budget.seed, setting=answer.setting)
+
+    def add_left_out(self, names: Row, test: HeldOut, group: int, scored: Scored) -> None:
+        """The score of a head that was fitted without a group of training patients."""
+        kept = {name: names[name] for name in ("head", "fraction", "shots")}
+        value = float(scored.of(*self._headline).value[0])
+        self._left_out.append({"test": test.name, **kept, "group": group, "value": value})
 
     def add_gains(self, names: Row, test: HeldOut, result: tuple[Said, Scored], control: tuple[Said, Scored]) -> None:
         """How much the result of a head exceeds a control."""

@@ -154,7 +154,7 @@ def test_a_finished_comparison_is_read_back(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(again.scores, found.scores)
     assert again.verdicts == found.verdicts
     study = read_study(tmp_path / "run")
-    assert study.tasks[0].probe == QUICK
+    assert study.tasks[0].probe == replace(QUICK, n_left_out=10)
     assert study.train == SMALL
     assert study.tasks[0].digest == world.manifest_digest()
     assert json.loads(json.dumps(found.to_json()))["differences"][0]["a"] == "a"

@@ -351,7 +351,7 @@ def test_the_page_runs_and_loads_nothing(make_manifest, tmp_path: Path) -> None:
     page = page_of(make_manifest(), tmp_path / "p.html")
     policies = [m.attributes["content"] for m in page.all("meta") if "http-equiv" in m.attributes]
     assert len(policies) == 1
-    assert str(policies[0]).startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    assert str(policies[0]).startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert not page.all("script")
     for element in [e for tag in ("img", "a", "link", "style") for e in page.all(tag)]:
         assert str(element.attributes.get("src", "data:")).startswith("data:")

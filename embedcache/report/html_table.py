@@ -1,0 +1,106 @@
+"""Tables for a page: what each cell says, and by what its column is sorted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from embedcache.report.plain_table import interval
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell says; sorted by a number where it has one, NaN last, and by its words otherwise."""
+
+    text: str
+    number: float | None = None
+
+    @property
+    def sort(self) -> str:
+        """The number as text, blank where it is undefined."""
+        return "" if self.number is None or not math.isfinite(self.number) else repr(self.number)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A column's heading; numbers stand right."""
+
+    name: str
+    is_number: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as a reader sees them; the first cell of each names it."""
+
+    caption: str
+    heads: tuple[Head, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def table_of(heads: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str) -> Table:
+    """Cells, texts and numbers as a table; a column that is blank throughout is left out.
+
+    Args:
+        rows: as long as the headings each.
+    """
+    cells = [tuple(cell_of(value) for value in row) for row in rows]
+    kept = [k for k in range(len(heads)) if any(row[k].text for row in cells)]
+    numeric = [any(row[k].number is not None for row in cells) for k in kept]
+    return Table(
+        caption,
+        tuple(Head(heads[k], is_number) for k, is_number in zip(kept, numeric, strict=True)),
+        tuple(tuple(row[k] for k in kept) for row in cells),
+    )
+
+
+def frame_table(frame: pd.DataFrame, *, caption: str, names: dict[str, str] | None = None) -> Table:
+    """A DataFrame as a table, its columns by other names where they are given."""
+    heads = [(names or {}).get(str(column), str(column).replace("_", " ")) for column in frame.columns]
+    return table_of(heads, frame.itertuples(index=False, name=None), caption=caption)
+
+
+def cell_of(value: object) -> Cell:
+    """A cell as its type asks: counts in thousands, other numbers to three places, blank for None and NaN."""
+    if isinstance(value, Cell):
+        return value
+    if value is None or value is pd.NA:
+        return Cell("")
+    if isinstance(value, (bool, np.bool_)):
+        return Cell("yes" if value else "no")
+    if isinstance(value, (int, np.integer)):
+        return Cell(f"{value:,}", float(value))
+    if isinstance(value, (float, np.floating)):
+        return number(float(value))
+    return Cell(str(value))
+
+
+def number(value: float, *, places: int = 3, sign: bool = False) -> Cell:
+    """A number to so many places; blank for NaN."""
+    if value != value:
+        return Cell("", value)
+    return Cell(f"{value:{'+' if sign else ''}.{places}f}", float(value))
+
+
+def count(value: float) -> Cell:
+    """A whole number; blank for NaN."""
+    return Cell("" if value != value else f"{value:,.0f}", float(value))
+
+
+def interval_cell(value: float, low: float, high: float) -> Cell:
+    """A value with its interval, sorted by the value."""
+    return Cell(interval(value, low, high), float(value))
+
+
+def bytes_cell(value: float) -> Cell:
+    """A size in the unit that suits it."""
+    size, units = float(value), ["B", "kB", "MB", "GB", "TB"]
+    if size != size:
+        return Cell("", size)
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return Cell(f"{size:.3g} {units[0]}" if units[0] != "B" else f"{size:.0f} B", float(value))
