@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from embedcache.cli import (  # noqa: F401  # they put their commands into the group
     comparing,
+    doctor,
     encoders,
     manifests,
     predicting,

@@ -82,7 +82,8 @@ def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray, *, left_out: np.nda
         labels: 0 or 1, (n,), one row a patient.
         a: scores, (n,).
         b: scores, (n,).
-        left_out: as of `paired_bootstrap`: the variances of other test and of other training patients are added.
+        left_out: as of `paired_bootstrap`: the variances of other test and of other training patients are added, and
+            Student's t of the degrees of freedom that the sum has (Satterthwaite 1946) takes the normal's place.
     """
     n_positive, n_negative = int((labels == 1).sum()), int((labels == 0).sum())
     if min(n_positive, n_negative) < 2 or not (a.min() < a.max() and b.min() < b.max()):
@@ -91,11 +92,19 @@ def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray, *, left_out: np.nda
     of_positive, of_negative = a_positive - b_positive, a_negative - b_negative
     value = float(of_positive.mean())
     variance = of_positive.var(ddof=1) / n_positive + of_negative.var(ddof=1) / n_negative
-    error = math.sqrt(variance + (0.0 if left_out is None else jackknife_error(left_out) ** 2))
+    of_training = 0.0 if left_out is None else jackknife_error(left_out) ** 2
+    error = math.sqrt(variance + of_training)
     if error == 0:
         return PairedDifference(value, value, value, float(value == 0), "delong")
-    reach = NormalDist().inv_cdf(0.975) * error
-    p_value = math.erfc(abs(value) / error / math.sqrt(2))
+    if left_out is None or of_training == 0:
+        reach = NormalDist().inv_cdf(0.975) * error
+        p_value = math.erfc(abs(value) / error / math.sqrt(2))
+    else:
+        from scipy.special import stdtr, stdtrit
+
+        freedom = (len(left_out) - 1) * (error**2 / of_training) ** 2
+        reach = float(stdtrit(freedom, 0.975)) * error
+        p_value = 2 * float(stdtr(freedom, -abs(value) / error))
     return PairedDifference(value, value - reach, value + reach, p_value, "delong")
 
 
