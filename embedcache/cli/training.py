@@ -35,6 +35,7 @@ _set_option = click.option(
 @click.option("--grid", "axes", multiple=True, metavar="FIELD=V1,V2", help="A run for each value; several combine.")
 @click.option("--allow-missing", is_flag=True, default=None, help="Leave out rows that a store does not hold.")
 @click.option("--tensorboard", is_flag=True, default=None, help="Also write TensorBoard's event files.")
+@click.option("--wandb", metavar="PROJECT", help="Also log to this project at W&B; offline where WANDB_MODE says so.")
 @json_option
 def train(
     manifest: Path,

@@ -26,7 +26,7 @@ from embedcache.device import count_cores, pick_device
 from embedcache.errors import ManifestError, SettingsError, some_ids
 from embedcache.fingerprint import digest_file, fingerprint
 from embedcache.resources import available_bytes
-from embedcache.stage_two.config import TrainConfig
+from embedcache.stage_two.config import OF_THE_MACHINE, TrainConfig
 from embedcache.stage_two.kept import mask_folder, probe_folder
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.probe_tables import TABLES
@@ -37,7 +37,6 @@ from embedcache.stage_two.zeroshot import ZeroShotConfig
 from embedcache.store.store import Store, open_store
 from embedcache.workers.chosen import Workers
 
-_OF_THE_MACHINE = ("device", "data", "capture", "checkpoint_s", "tensorboard", "wandb")  # these change no result
 _TEXTS = (  # columns in which a blank is a word
     "control", "head", "metric", "class", "label", "test", "choice", "method", "attribute", "group", "decoder",
     "direction", "data", "image", "text", "task", "setting", "a", "b", "fairness", "verdict", "a_image", "a_text",
@@ -344,7 +343,7 @@ def _training_name(pair: Pair) -> str:
 
 
 def _key(what: str, task: Task, config: Any, stores: Sequence[Store | None], more: Sequence[str] = ()) -> str:
-    settings = {name: value for name, value in plain(config).items() if name not in _OF_THE_MACHINE}
+    settings = {name: value for name, value in plain(config).items() if name not in OF_THE_MACHINE}
     return fingerprint(
         {
             "what": what,

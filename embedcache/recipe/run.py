@@ -88,7 +88,11 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
             say(f"warning   {audit.warning}")
 
         def of_stage_two(line: str) -> None:
-            say(f"          {line.strip()}" if line.startswith(" ") else f"stage two {line}")
+            what, _, rest = line.partition(" ")
+            if what == "rows":
+                say(f"rows      {rest}")
+            else:
+                say(f"          {line.strip()}" if line.startswith(" ") else f"stage two {line}")
 
         comparison = finish(study, _told(recipe), _weights(recipe), recipe.steps.hands(), folder.others(), of_stage_two)
         folder.finish()

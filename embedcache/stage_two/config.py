@@ -17,6 +17,7 @@ Normalise = Literal["none", "l2", "zscore", "whiten"]
 Loss = Literal["clip", "siglip"]
 Positives = Literal["text_digest", "report_id", "row"]
 Features = Literal["embeddings", "tokens"]
+OF_THE_MACHINE = ("device", "data", "capture", "checkpoint_s", "tensorboard", "wandb")  # these change no result
 
 _SIGLIP_LOGIT_SCALE, _SIGLIP_LOGIT_BIAS = math.log(20.0), -10.0
 _CLIP_LOGIT_SCALE = 2.6592  # log(1 / 0.07)
@@ -48,6 +49,7 @@ class TrainConfig:
         allow_missing: leave out, and count, rows of the manifest that a store does not account for.
         checkpoint_s: seconds between checkpoints; a killed run goes on from the last one.
         tensorboard: also write TensorBoard's event files into the run directory.
+        wandb: project at W&B that is told of each epoch too; blank for none.
     """
 
     epochs: Annotated[int, Ge(1)] = 50
@@ -81,6 +83,7 @@ class TrainConfig:
     allow_missing: bool = False
     checkpoint_s: Annotated[float, Ge(0)] = 60.0
     tensorboard: bool = False
+    wandb: str = ""
     seed: Annotated[int, Ge(-(2**63)), Lt(2**63)] = 0
     device: str = "auto"
 

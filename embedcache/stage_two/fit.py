@@ -39,8 +39,8 @@ class Course:
     """One model on its way.
 
     Args:
-        run_dir: gets `metrics.jsonl`, and in the end `adaptor.safetensors` (the best weights), `config.json` and
-            `last.safetensors`.
+        run_dir: gets `metrics.jsonl` and `metrics.csv`, and in the end `adaptor.safetensors` (the best weights),
+            `config.json` and `last.safetensors`.
         history: an entry for each finished epoch.
         best_weights: of the epoch with the lowest validation loss; without validation, of the last.
         stopped: whether it has come to its end; the best weights are in the adaptor then.
@@ -86,6 +86,7 @@ def fit(
     group: Group,
     checkpoint: Path,
     identity: str,
+    begin: Callable[[], None],
     log: Callable[[str, Entry], None],
 ) -> None:
     """Trains all models until each has stopped; goes on from the checkpoint where there is one.
@@ -94,12 +95,15 @@ def fit(
         courses: by name; configs that differ in `lr`, `weight_decay` and `seed` alone.
         checkpoint: the file; its state is written every `checkpoint_s` seconds, and at the end.
         identity: see `write_checkpoint`.
+        begin: called in the first process before the first step, once it is known which models are finished.
         log: called in the first process with a model's name and its entry, for each epoch from the first on.
 
     Raises:
         TrainingError: a loss that is not finite; the message names the ids of the batch.
     """
     run = _Run(courses, feed, valid, planner, group, checkpoint, identity)
+    if group.is_first:
+        begin()
     devices = [feed.device] if feed.device != "cpu" else []
     with torch.random.fork_rng(devices=devices), on_device(feed.device):
         run.go(log)

@@ -21,11 +21,11 @@ from embedcache.fingerprint import fingerprint
 from embedcache.output import write_text, write_whole
 from embedcache.stage_two.adaptor import Adaptor
 from embedcache.stage_two.batches import Planner
-from embedcache.stage_two.config import TrainConfig
+from embedcache.stage_two.config import OF_THE_MACHINE, TrainConfig
 from embedcache.stage_two.distributed import Group, joined_group
 from embedcache.stage_two.feed import Feed, fits
 from embedcache.stage_two.fit import Course, Entry, fit, without_nan
-from embedcache.stage_two.journal import Journal, event_writer
+from embedcache.stage_two.journal import Journal, event_writer, wandb_library
 from embedcache.stage_two.leaks import write_trained_on
 from embedcache.stage_two.pairs import Pairs, check_enough, pairs_of_split
 from embedcache.stage_two.tensors import Join, join, opened
@@ -37,7 +37,6 @@ _SHORTCUT = (
     "are no measure of what it tells of an image alone"
 )
 _OF_DATA = ("positives", "image", "text", "views", "data", "order", "report_once")
-_OF_THE_MACHINE = ("device", "data", "capture", "checkpoint_s", "tensorboard")  # these change no result
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def train(
     from its checkpoint to the same weights; one that is finished is read and not run again.
 
     Args:
-        run_dir: gets `config.yaml`, `metrics.jsonl`, `adaptor.safetensors` (best) with its `config.json`,
-            `last.safetensors` and `checkpoint.safetensors`.
+        run_dir: gets `config.yaml`, `metrics.jsonl`, `metrics.csv`, `adaptor.safetensors` (best) with its
+            `config.json`, `last.safetensors` and `checkpoint.safetensors`.
 
     Raises:
         JoinError, MissingIdsError: images and reports that do not belong together.
@@ -281,6 +280,10 @@ def _train_group(
     identity = fingerprint(identities)
     journals = {name: Journal(course) for name, course in courses.items()}
 
+    def begin() -> None:
+        for journal in journals.values():
+            journal.begin()
+
     def log(name: str, entry: Entry) -> None:
         journals[name].add(entry)
 
@@ -293,6 +296,7 @@ def _train_group(
             group=group,
             checkpoint=run_dir / ("checkpoint.safetensors" if alone else f"checkpoint-{identity[:12]}.safetensors"),
             identity=identity,
+            begin=begin,
             log=log,
         )
     finally:
@@ -336,7 +340,7 @@ def _identity(config: TrainConfig, stores: tuple[Store, Store], data: _Data) -> 
     """A fingerprint of all that determines a run."""
     return fingerprint(
         {
-            "config": {k: v for k, v in asdict(config).items() if k not in _OF_THE_MACHINE},
+            "config": {k: v for k, v in asdict(config).items() if k not in OF_THE_MACHINE},
             "stores": [store.fingerprint for store in stores],
             "pairs": [data.train.pairs.digest(), data.valid.pairs.digest()],
         }
@@ -366,6 +370,8 @@ def _begin(course: Course, stores: tuple[Store, Store], identity: str) -> None:
     write_text(path, yaml.safe_dump(resolved, sort_keys=False))
     if course.config.tensorboard:
         event_writer()  # whether it is there
+    if course.config.wandb:
+        wandb_library()
 
 
 def _fit_norms(adaptor: Adaptor, feed: Feed) -> None:
