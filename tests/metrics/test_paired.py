@@ -11,7 +11,14 @@ from sklearn.metrics import roc_auc_score
 
 from embedcache.metrics.classification import Ranking, auroc
 from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
-from embedcache.metrics.paired import PairedDifference, compare_aurocs, delong, holm, paired_bootstrap
+from embedcache.metrics.paired import (
+    PairedDifference,
+    compare_aurocs,
+    delong,
+    holm,
+    jackknife_error,
+    paired_bootstrap,
+)
 
 
 def two_models(n: int, seed: int = 0, gain: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -160,3 +167,32 @@ def test_holm_adjusts_for_the_number_of_tests() -> None:
                 break
             rejected.add(i)
         assert set(np.flatnonzero(holm(p_values) <= level)) == rejected
+
+
+def test_groups_left_out_give_the_jackknifes_error() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=1000)
+    groups = np.arange(1000) % 10
+    without = np.array([x[groups != k].mean() for k in range(10)])
+    assert jackknife_error(without) == pytest.approx(x.std() / math.sqrt(1000), rel=0.5)
+    of_groups = np.array([x[groups == k].mean() for k in range(10)])
+    assert jackknife_error(without) == pytest.approx(of_groups.std(ddof=1) / math.sqrt(10))  # of a mean it is exact
+
+
+def test_other_training_patients_widen_a_difference() -> None:
+    labels, a, b = two_models(200)
+    draws = PatientDraws(np.arange(200), 2000, seed=0)
+    same, far = np.full(10, 0.1), np.linspace(-0.02, 0.02, 10)
+    alone = compare_aurocs(labels, a, b, draws=draws)
+    assert compare_aurocs(labels, a, b, draws=draws, left_out=same) == alone
+    wider = compare_aurocs(labels, a, b, draws=draws, left_out=far)
+    assert wider.method == "delong"
+    assert wider.value == alone.value
+    assert wider.high - wider.low > alone.high - alone.low
+    assert wider.p_value > alone.p_value
+    spread = math.hypot((alone.high - alone.low) / 2 / NormalDist().inv_cdf(0.975), jackknife_error(far))
+    assert wider.high - wider.value > NormalDist().inv_cdf(0.975) * spread  # Student's t reaches further
+    first, second = (bootstrap(Ranking.of(labels, scores).auroc, draws) for scores in (a, b))
+    drawn, moved = (paired_bootstrap(first, second, left_out=groups) for groups in (None, far))
+    assert moved.high - moved.low > drawn.high - drawn.low
+    assert moved.value == drawn.value

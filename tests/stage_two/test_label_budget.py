@@ -10,7 +10,7 @@ from made import BINARY, BOTH, KIND, manifest
 
 from embedcache import Manifest, ProbeConfig
 from embedcache.errors import ManifestError
-from embedcache.stage_two.label_budget import Budget, budgets, grouped_folds
+from embedcache.stage_two.label_budget import Budget, budgets, grouped_folds, without_groups
 from embedcache.stage_two.samples import Samples
 from embedcache.stage_two.targets import Target
 
@@ -232,3 +232,16 @@ def test_a_unit_of_several_images_counts_once() -> None:
     found = of(table, unit="patient", fractions=(0.1, 1.0), n_seeds=1)
     assert [counts(b.labels) for b in found] == [[20, 10], [200, 100]]
     assert [counts(b.valid_labels) for b in found][1] == [50, 25]
+
+
+def test_groups_of_patients_are_left_out_whole_and_once() -> None:
+    rows, groups = np.arange(40, 80), np.repeat([f"p{k}" for k in range(40)], 2)
+    budget = Budget(1.0, 0, 0, rows, np.ones((40, 1)), "folds", rows[:0], np.empty((0, 1)), np.arange(40) % 5)
+    without = without_groups(budget, groups, 7)
+    assert len(without) == 7
+    gone = [sorted(set(rows) - set(less.rows)) for less in without]
+    assert sorted(row for left in gone for row in left) == rows.tolist()
+    for less, left in zip(without, gone, strict=True):
+        assert not set(groups[less.rows]) & set(groups[left])
+        assert len(less.labels) == len(less.folds) == len(less.rows)
+    assert len(without_groups(budget, groups, 100)) == 20  # no more than there are patients

@@ -588,3 +588,18 @@ def test_images_that_stage_one_could_not_read_are_counted(world, tmp_path: Path)
     result = embedcache.probe(world.manifest, tmp_path / "s", label="y", config=ONE)
     assert result.n_failed == 3
     assert "made: 3 images left out, as stage one could not read them" in result.notes
+
+
+def test_each_group_of_training_patients_is_left_out_once(world) -> None:
+    config = replace(ONE, fractions=(0.1, 1.0), n_seeds=2, n_left_out=4)
+    found = embedcache.probe(world.manifest, world.image, label="y", config=config)
+    assert found.left_out["fraction"].tolist() == [1.0] * 4  # of a tenth each run draws its own labels
+    assert found.left_out["group"].tolist() == [0, 1, 2, 3]
+    whole = score(found.scores, head="logistic")["value"]
+    assert found.left_out["value"].between(whole - 0.1, whole + 0.1).all()
+    assert found.left_out["value"].nunique() > 1
+    plain = embedcache.probe(world.manifest, world.image, label="y", config=replace(config, n_left_out=0))
+    assert len(plain.left_out) == 0
+    pd.testing.assert_frame_equal(plain.scores, found.scores)
+    with pytest.raises(ValueError, match="n_left_out is 1: expected at least 2 groups"):
+        ProbeConfig(n_left_out=1)
