@@ -15,7 +15,7 @@ import pandas as pd
 from embedcache.comparing.costs import encoders_table
 from embedcache.comparing.differences import Exposures, differences, unfair, verdicts
 from embedcache.comparing.exposure import Exposed
-from embedcache.comparing.run_folder import RunFolder, run_path
+from embedcache.comparing.run_folder import WORDS_NAME, RunFolder, run_path
 from embedcache.comparing.settings import plain
 from embedcache.comparing.study import Study, Task, read_table
 from embedcache.comparing.study_file import write_study
@@ -34,7 +34,6 @@ from embedcache.workers.chosen import Workers
 
 Stores = Sequence[str | Path] | Mapping[str, str | Path]
 Say = Callable[[str], None]
-WORDS_NAME = "comparison.json"  # what a comparison says beside its tables
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WORDS, _TABLES = ("verdicts", "warnings", "notes"), ("differences", "encoders")
 
@@ -128,8 +127,13 @@ def compare(
         RunStateError: the directory holds another comparison, or one that is under way.
     """
     images, texts = named_stores(image_stores), named_stores(text_stores)
-    _check(images, texts, exposure or {})
-    labels = tuple(labels) or tuple(found.name for found in manifest.label_sets)
+    randoms = named_stores(random_stores or {})
+    _check(images, texts, randoms, exposure or {})
+    if retrieve is not None and not texts:
+        raise SettingsError("retrieval is between images and reports: name text stores as well (--text)")
+    labels, unusable = _usable_labels(manifest, labels)
+    if not labels and segment is None and retrieve is None:
+        raise SettingsError(f"{manifest.name}: no label to probe; name one, or ask for masks or retrieval")
     task = Task.over(
         manifest.name,
         manifest,
@@ -140,15 +144,14 @@ def compare(
         probe=probe or ProbeConfig(),
         segment=segment,
         retrieve=retrieve,
-        random=named_stores(random_stores or {}),
+        random=randoms,
     )
-    for label in labels:
-        Target.of(manifest, label)  # whether it is there, before the first Adaptor is trained
     study = Study([task], Path(), train or TrainConfig())
     told = {(name, task.name): level for name, level in (exposure or {}).items()}
     settings = {
         "labels": list(labels),
-        "stores": {name: _described(study, path) for name, path in {**images, **texts}.items()},
+        "stores": {name: study.store(path).content for name, path in {**images, **texts}.items()},
+        "random": {name: study.store(path).content for name, path in randoms.items()},
         "exposure": dict(exposure or {}),
         **{name: plain(config) for name, config in _configs(study).items()},
     }
@@ -156,7 +159,10 @@ def compare(
     parent = Path("runs") / quote(manifest.name, safe=" ")
     with RunFolder(Path(run_dir) if run_dir else run_path(parent, identity), identity) as folder:
         study.run_dir = folder.path
-        folder.describe({"compare": manifest.name, **settings})
+        paths = {name: str(path) for name, path in {**images, **texts, **randoms}.items()}
+        folder.describe({"compare": manifest.name, **settings, "paths": paths})
+        for label in unusable:
+            say(f"label {label} is left out: it lacks a class in training or test")
         comparison = finish(study, told, {}, workers or Workers(), folder.others(), say)
         folder.finish()
     return comparison
@@ -227,7 +233,32 @@ def named_stores(stores: Stores) -> dict[str, Path]:
     return dict(zip(names, paths, strict=True))
 
 
-def _check(images: Mapping[str, Path], texts: Mapping[str, Path], exposure: Mapping[str, str]) -> None:
+def _usable_labels(manifest: Manifest, asked: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Labels that can be probed, before the first Adaptor is trained: those asked for, else all that can be.
+
+    Returns:
+        With labels that nobody asked for and that lack a class in training or test.
+
+    Raises:
+        ManifestError: a label asked for is not there.
+        SettingsError: it is asked for twice.
+    """
+    if len(set(asked)) < len(asked):
+        raise SettingsError(f"labels {', '.join(asked)}: one stands there twice")
+    names = list(asked) or [found.name for found in manifest.label_sets]
+    usable = []
+    for name in names:
+        target = Target.of(manifest, name)
+        values = target.values(manifest)
+        sides = [target.both_sides(values[manifest.in_split(split)]).any() for split in ("train", "test")]
+        if asked or all(sides):
+            usable.append(name)
+    return tuple(usable), [name for name in names if name not in usable]
+
+
+def _check(
+    images: Mapping[str, Path], texts: Mapping[str, Path], randoms: Mapping[str, Path], exposure: Mapping[str, str]
+) -> None:
     """Refuses what makes no comparison.
 
     Raises:
@@ -243,24 +274,24 @@ def _check(images: Mapping[str, Path], texts: Mapping[str, Path], exposure: Mapp
         raise SettingsError(
             f"encoder name {odd[0]!r}, expected letters, digits, '.', '_' and '-'; give one as NAME=PATH"
         )
-    for modality, stores in (("image", images), ("text", texts)):
-        for path in stores.values():
+    strange = sorted(set(randoms) - set(images))
+    if strange:
+        raise SettingsError(f"random weights for {', '.join(strange)}, and image encoders are {', '.join(images)}")
+    for modality, paths in (("image", [*images.values(), *randoms.values()]), ("text", texts.values())):
+        for path in paths:
             found = open_store(path).modality
             if found != modality:
                 raise SettingsError(f"{path}: a store of modality {found!r}, expected {modality!r}")
     unknown = sorted(set(exposure) - {*images, *texts})
     if unknown:
         raise SettingsError(f"exposure of {', '.join(unknown)}, and encoders are {', '.join([*images, *texts])}")
+    for name, level in exposure.items():
+        Exposed.told(level, name)
 
 
 def _configs(study: Study) -> dict[str, Any]:
     task = study.tasks[0]
     return {"train": study.train, "probe": task.probe, "segment": task.segment, "retrieve": task.retrieve}
-
-
-def _described(study: Study, path: Path) -> dict[str, str]:
-    store = study.store(path)
-    return {"path": str(path), "fingerprint": store.fingerprint, "content": store.content}
 
 
 def _exposures(study: Study, told: Mapping[tuple[str, str], str], weights: Mapping[str, str]) -> Exposures:

@@ -18,6 +18,8 @@ from embedcache.errors import OutputError, RunStateError
 from embedcache.output import write_text
 
 STATE_NAME, LOCK_NAME, CONFIG_NAME = ".run.json", ".lock", "config.yaml"
+WORDS_NAME = "comparison.json"  # what a comparison says beside its tables
+_TRIES, _PATIENCE_S = 5, 0.1  # another process may look for a moment whether the run is under way
 
 
 class RunFolder:
@@ -42,7 +44,7 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror}); name another run directory") from error
         try:
-            if not _hold(self._lock):
+            if not _hold_in_time(self._lock):
                 raise RunStateError(f"{path}: another process is at work on this run; wait for it, or stop it")
             self._begin()
         except BaseException:
@@ -58,6 +60,7 @@ class RunFolder:
             )
         if known is None and (self.path / CONFIG_NAME).exists():
             raise RunStateError(f"{self.path}: holds a run of 'embedcache train', or of an older version; name another")
+        (self.path / WORDS_NAME).unlink(missing_ok=True)  # they are of the finished run, which this is no longer
         self._write(finished=None)
 
     def describe(self, resolved: Mapping[str, Any]) -> None:
@@ -117,10 +120,19 @@ def _state(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _hold(descriptor: int) -> bool:
+def _hold_in_time(descriptor: int) -> bool:
+    """Whether the lock is ours, also where another process looked at it just then."""
+    for _ in range(_TRIES - 1):
+        if _hold(descriptor):
+            return True
+        time.sleep(_PATIENCE_S)
+    return _hold(descriptor)
+
+
+def _hold(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     """Whether the lock is ours now; it always is where the file system has none."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # ENOLCK, ENOTSUP
@@ -134,6 +146,6 @@ def _is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _hold(descriptor)
+        return not _hold(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)

@@ -6,6 +6,7 @@ kept while both hold, whatever the time says. One that another run of the same k
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -140,12 +141,13 @@ def run_steps(
                     key = step.key()
                     kept = _noted(run_dir, step, key)
                     found = None if kept else _elsewhere(others, step, key)
+                    copied = None if found is None else _copied(found, run_dir, step, key)
                     if kept is not None:
                         end(step, kept, "done before")
-                    elif found is not None:
-                        end(step, _copied(found, run_dir, step, key), f"as in {found[0].name}, copied")
+                    elif found is not None and copied is not None:
+                        end(step, copied, f"as in {found[0].name}, copied")
                     else:
-                        _forget(run_dir, step)
+                        _begin(run_dir, step, key)
                         run.begin(step, key)
                 for step, what in run.ended():
                     end(step, what, f"{what.seconds:.1f} s")
@@ -253,14 +255,28 @@ def _note_path(run_dir: Path, step: Step) -> Path:
 def _note(run_dir: Path, step: Step, key: str, done: Done) -> Done:
     """Writes down that a step is done; the last thing that is done of it."""
     digests = {str(path.relative_to(run_dir / step.folder)): digest_file(path) for path in step.files(run_dir)}
+    if not digests:
+        raise WorkerError(
+            f"{step.name}: left no file in {run_dir / step.folder}; every worker must see the files of this machine"
+        )
     said = {"step": step.name, "key": key, "files": digests, "said": done.said, "seconds": done.seconds}
     write_text(_note_path(run_dir, step), json.dumps(said, indent=1))
     return done
 
 
-def _forget(run_dir: Path, step: Step) -> None:
-    """From here on its files are not what a note says."""
-    _note_path(run_dir, step).unlink(missing_ok=True)
+def _begin(run_dir: Path, step: Step, key: str, *, copying: bool = False) -> None:
+    """Notes that a step is begun; from here on its files are not what a note of before says.
+
+    What was begun under the same key is gone on with; files of another key, or of a copy, are removed.
+    """
+    path, known = _note_path(run_dir, step), None
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        said = json.loads(path.read_text("utf-8"))
+        known = None if said.get("copying") else said["key"]
+    if known != key or copying:
+        for file in step.files(run_dir):
+            file.unlink(missing_ok=True)
+    write_text(path, json.dumps({"step": step.name, "key": key, "copying": copying}))
 
 
 def _noted(run_dir: Path, step: Step, key: str) -> Done | None:
@@ -286,11 +302,17 @@ def _elsewhere(others: Iterable[Path], step: Step, key: str) -> tuple[Path, Done
     return None
 
 
-def _copied(found: tuple[Path, Done], run_dir: Path, step: Step, key: str) -> Done:
+def _copied(found: tuple[Path, Done], run_dir: Path, step: Step, key: str) -> Done | None:
+    """Takes a step over from another run; None where its files are not what they were by now."""
     other, done = found
-    _forget(run_dir, step)
-    for path in step.files(other):
-        target = run_dir / step.folder / path.relative_to(other / step.folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    _begin(run_dir, step, key, copying=True)
+    try:
+        for name, digest in json.loads(_note_path(other, step).read_text("utf-8"))["files"].items():
+            target = run_dir / step.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(other / step.folder / name, target)
+            if digest_file(target) != digest:
+                return None
+    except (OSError, ValueError, LookupError):
+        return None
     return _note(run_dir, step, key, done)

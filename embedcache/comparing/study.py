@@ -91,7 +91,8 @@ class Task:
         Raises:
             ManifestError: there are none.
         """
-        kept, n_left_out = common_rows(manifest, images, texts, allow_missing=allow_missing)
+        every = {**images, **{f"random {name}": path for name, path in how.get("random", {}).items()}}
+        kept, n_left_out = common_rows(manifest, every, texts, allow_missing=allow_missing)
         return cls(name, kept, images, texts, left_out=n_left_out, **how)
 
     @cached_property
@@ -219,10 +220,10 @@ class Study:
     def _training(self, pair: Pair, device: str) -> Step:
         task = self.tasks[0]
         arguments = {
-            "data": self.data_path(task),
-            "image": task.images[pair.image],
-            "text": task.texts[pair.text],
-            "folder": self.run_dir / pair.folder,
+            "data": self.data_path(task).absolute(),
+            "image": task.images[pair.image].absolute(),
+            "text": task.texts[pair.text].absolute(),
+            "folder": (self.run_dir / pair.folder).absolute(),
             "config": self.train,
         }
 
@@ -241,7 +242,10 @@ class Study:
         found: list[Step] = []
 
         def add(what: str, where: Path, function: Any, config: Any, stores: Sequence[Path | None], **more: Any) -> None:
-            arguments = {"data": data, "image": image, "adaptor": adaptor, "config": config, **more}
+            of_files = {"data": data, "image": image, "adaptor": adaptor, "folder": self.run_dir / where, **more}
+            arguments = {  # workers may be started elsewhere
+                name: value.absolute() if isinstance(value, Path) else value for name, value in of_files.items()
+            }
 
             def key() -> str:
                 opened = [None if path is None else self.store(path) for path in (image, *stores)]
@@ -252,7 +256,7 @@ class Study:
 
             needs = (_training_name(pair),) if pair.text else ()
             on = "" if task is self.tasks[0] else f"{task.name}: "
-            work = Work(function, {**arguments, "folder": self.run_dir / where}, device)
+            work = Work(function, {**arguments, "config": config}, device)
             found.append(Step(f"{pair.name}: {on}{what}", where, True, needs, key, work))
 
         for label in task.labels:
@@ -335,7 +339,9 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _with_groups(task: Task) -> Task:
     """With groups of training patients left out in turn, unless their number was chosen: pairs are to be compared."""
-    return task if task.probe.n_left_out else replace(task, probe=replace(task.probe, n_left_out=_N_LEFT_OUT))
+    return (
+        task if task.probe.n_left_out is not None else replace(task, probe=replace(task.probe, n_left_out=_N_LEFT_OUT))
+    )
 
 
 def _training_name(pair: Pair) -> str:

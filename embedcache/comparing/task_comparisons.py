@@ -5,6 +5,7 @@ Shape notation: u units, s seeds, c outputs, t columns of labels, k draws.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -28,7 +29,8 @@ from embedcache.stage_two.scoring import Said, Scored, score
 from embedcache.stage_two.targets import Target
 
 LEAST_DRAWS = 2000
-_MOST_COUNTS = 2e8  # draws times patients: bounds memory
+_MOST_COUNTS = 1e9  # draws times patients: bounds memory
+_ENOUGH = 0.4  # of the draws asked for, a hundred for each comparison: fewer give no adjusted p-value of 0.05
 
 
 Pairs = tuple[Pair, Pair]
@@ -100,17 +102,20 @@ def _of_probes(study: Study, task: Task, label: str, pairs: Sequence[Pairs]) -> 
         return score(of.said, of.values, target, draws_of(amount, n_draws), learnt=of.scorable)
 
     @cache
-    def left_out(pair: Pair, amount: _Amount) -> np.ndarray | None:
+    def left_out(pair: Pair, amount: _Amount) -> pd.Series | None:
         path = study.run_dir / probe_folder(study.folder(task, pair), label) / LEFT_OUT_NAME
         if not path.is_file():
             return None
         table = read_table(path).fillna({"fraction": -1})
         mine = table[(table[list(_Amount._fields)] == list(amount)).all(axis=1)]
-        return mine["value"].to_numpy() if len(mine) > 1 else None
+        return mine.set_index("group")["value"].dropna()
 
     def make(a: Pair, b: Pair, amount: _Amount, n_draws: int) -> tuple[PairedDifference, int]:
         without = [left_out(pair, amount) for pair in (a, b)]
-        less = None if without[0] is None or without[1] is None else without[0] - without[1]
+        less = None
+        if without[0] is not None and without[1] is not None:  # the groups are the same, as the patients are
+            less = (without[0] - without[1]).dropna().to_numpy()
+            less = less if len(less) > 1 else None
         of_a, of_b = (answers(pair)[amount] for pair in (a, b))
         of_a.check_same(of_b)
         first, second = ((of.said, scored(pair, amount, n_draws)) for of, pair in ((of_a, a), (of_b, b)))
@@ -267,7 +272,13 @@ def _names(
 
 def _draws(groups: np.ndarray, n_draws: int) -> PatientDraws:
     n_patients = len(np.unique(groups))
-    return PatientDraws(groups, max(min(n_draws, int(_MOST_COUNTS / n_patients)), LEAST_DRAWS), seed=0)
+    n = max(min(n_draws, int(_MOST_COUNTS / n_patients)), LEAST_DRAWS)
+    if n < _ENOUGH * n_draws:
+        warnings.warn(
+            f"{n} draws of {n_patients} patients are too few to call a difference real among so many comparisons; "
+            "compare fewer encoders, labels or fractions at once"
+        )
+    return PatientDraws(groups, n, seed=0)
 
 
 def _mean(values: np.ndarray, draws: PatientDraws) -> Sampled:

@@ -17,7 +17,7 @@ from embedcache.comparing.settings import plain
 from embedcache.comparing.steps import State
 from embedcache.comparing.study import Study, Task
 from embedcache.data.manifest import Manifest
-from embedcache.errors import StoreNotFoundError
+from embedcache.errors import RecipeError, StoreNotFoundError
 from embedcache.fingerprint import fingerprint
 from embedcache.output import write_text
 from embedcache.recipe.encode import Datasets, encode, prompt_store, task_store
@@ -77,6 +77,7 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
     with RunFolder(Path(run_dir) if run_dir else run_path(_parent(recipe), identity), identity) as folder:
         say(f"run       {folder.path}")
         data = Datasets.of(recipe)
+        _check_exposures(recipe, data)
         reports = encode(recipe, data, say)
         study = _study(recipe, data, folder.path)
         folder.describe(_resolved(recipe, study))
@@ -206,6 +207,19 @@ def _random_like(recipe: Recipe, image: str) -> str | None:
     source = recipe.encoders.image[image].source
     alike = (name for name, section in recipe.encoders.image.items() if section.random_like == source)
     return next(alike, None) if source is not None else None
+
+
+def _check_exposures(recipe: Recipe, data: Datasets) -> None:
+    """Refuses what is said of a dataset that the recipe does not have.
+
+    Raises:
+        RecipeError: names it, and those there are.
+    """
+    known = sorted({data.home.name, *data.tasks, *(manifest.name for manifest in data.tasks.values())})
+    for name, section in {**recipe.encoders.image, **recipe.encoders.text}.items():
+        for dataset in section.exposure:
+            if dataset not in known:
+                raise RecipeError(f"exposure of {name} to {dataset!r}, expected one of {', '.join(known)}")
 
 
 def _told(recipe: Recipe) -> dict[tuple[str, str], str]:

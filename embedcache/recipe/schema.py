@@ -183,6 +183,11 @@ class ExtractSection(_Section):
         return {name: getattr(self, name) for name in ("n_threads", "workers", "backend", "address")}
 
 
+def _check_labels(labels: list[str]) -> None:
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"labels {', '.join(labels)}: one stands there twice")
+
+
 class StepsSection(_Section):
     """Who does stage two: independent steps run at the same time, by default in as many processes as cores allow."""
 
@@ -216,6 +221,7 @@ class TaskSection(_Section):
     def _asks_something(self) -> TaskSection:
         if not self.labels and self.segment is None:
             raise ValueError("expected labels to probe, or segment")
+        _check_labels(self.labels)
         if self.zeroshot is not None:
             PromptSet.named(self.zeroshot)
         return self
@@ -244,6 +250,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Recipe:
         segmenting = self.segment is not None or any(task.segment is not None for task in self.tasks.values())
+        _check_labels(self.labels)
         if not self.labels and not segmenting and self.retrieve is None and not self.tasks:
             raise ValueError("nothing is scored: expected labels, segment, retrieve, or tasks")
         if self.zeroshot is not None and not self.labels:

@@ -23,7 +23,8 @@ def run_text(tables: Mapping[str, pd.DataFrame]) -> str:
     Args:
         tables: by name; what is not of a probe has its kind before it.
     """
-    parts = [probe_text(**{name: table for name, table in tables.items() if not name.startswith(tuple(_KINDS))})]
+    of_probes = {name: table for name, table in tables.items() if not name.startswith(tuple(_KINDS))}
+    parts = [probe_text(**of_probes)] if of_probes else []
     for kind, text_of in _KINDS.items():
         some = {name.removeprefix(kind): table for name, table in tables.items() if name.startswith(kind)}
         if some:

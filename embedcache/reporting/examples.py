@@ -38,7 +38,7 @@ def retrieval_examples(study: Study, *, with_images: bool) -> Iterator[Retrieval
     manifest = task.manifest
     text_of = manifest.reports()
     own = dict(zip(manifest.frame["id"], manifest.frame["report_id"], strict=True))
-    for pair in study.pairs[:_MOST_PAIRS]:
+    for pair in [pair for pair in study.pairs if pair.text][:_MOST_PAIRS]:
         table = pd.read_parquet(study.run_dir / study.folder(task, pair) / "retrieval" / "matches.parquet")
         table = table[table["direction"] == "image_to_report"]
         first = table[table["rank"] == 1].sort_values("first_own", kind="stable")

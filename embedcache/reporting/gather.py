@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -70,18 +71,15 @@ def training_curves(study: Study) -> pd.DataFrame:
 
 
 def commands(study: Study) -> list[str]:
-    """That run it again."""
-    recipe = study.run_dir / "recipe.yaml"
-    if recipe.is_file():
-        return [f"embedcache run {recipe}", f"embedcache report {study.run_dir}"]
+    """That run it again, without the names of folders of this machine: a page is passed on."""
+    folder = shlex.quote(study.run_dir.resolve().name)
+    if (study.run_dir / "recipe.yaml").is_file():
+        return [f"embedcache run {folder}/recipe.yaml", f"embedcache report {folder}"]
     task = study.tasks[0]
-    stores = " ".join(f"{name}={path}" for name, path in task.images.items())
-    texts = "".join(f" --text {name}={path}" for name, path in task.texts.items())
-    labels = "".join(f" --label {label}" for label in task.labels)
-    return [
-        f"embedcache compare {stores}{texts} --manifest {study.data_path(task)}{labels} --run-dir {study.run_dir}",
-        f"embedcache report {study.run_dir}",
-    ]
+    words = ["embedcache", "compare", *task.images, *(word for name in task.texts for word in ("--text", name))]
+    words += ["--manifest", f"{folder}/data/{study.data_path(task).name}"]
+    words += [word for label in task.labels for word in ("--label", label)]
+    return [f"{shlex.join(words)}  # names stand for stores; all settings: {folder}/config.yaml"]
 
 
 def plural(kind: str) -> str:

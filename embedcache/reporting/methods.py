@@ -87,7 +87,7 @@ def methods_text(study: Study, comparison: Comparison) -> str:
         "7": list(_preparation(study)),
         "8a": [_outcome(task, label) for task in study.tasks for label in task.labels],
         "9b": list(_predictors(comparison.encoders)),
-        "10": ["All images of the dataset that every encoder could read were used; no sample size was calculated."],
+        "10": ["All images that every encoder's store has were used; no sample size was calculated."],
         "11": [line for task in study.tasks for line in _missing(task)],
         "12a": [line for task in study.tasks for line in _use_of_data(task, audits[task.name])],
         "12b": list(_handling(home)),
@@ -149,7 +149,7 @@ def _dates(task: Task) -> Iterator[str]:
 
 def _eligibility(task: Task) -> Iterator[str]:
     if task.left_out:
-        yield f"{markdown(task.name)}: {task.left_out:,} images were left out as some encoder could not read them."
+        yield f"{markdown(task.name)}: {task.left_out:,} images were left out, as not every encoder's store has them."
 
 
 def _preparation(study: Study) -> Iterator[str]:
@@ -198,9 +198,13 @@ def _predictors(encoders: pd.DataFrame) -> Iterator[str]:
 
 def _missing(task: Task) -> Iterator[str]:
     for label in task.labels:
-        values = Target.of(task.manifest, label).values(task.manifest)
-        n = int(np.isnan(values).any(axis=1).sum())
+        target = Target.of(task.manifest, label)
+        values = target.values(task.manifest)
+        n = int((~target.known(values)).sum())
         yield f"{markdown(label)}: blank for {n:,} of {len(values):,} images, which it is neither fitted nor scored on."
+        if values.shape[1] > 1:
+            blanks = zip(target.classes, np.isnan(values).sum(axis=0).tolist(), strict=True)
+            yield f"Blank by finding: {', '.join(f'{markdown(name)} {k:,}' for name, k in blanks)}; these are masked."
 
 
 def _use_of_data(task: Task, report: AuditReport) -> Iterator[str]:

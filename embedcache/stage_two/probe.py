@@ -313,7 +313,7 @@ class _Probe:
             runs = list(members)
             if not all(np.array_equal(np.sort(runs[0].rows), np.sort(other.rows)) for other in runs):
                 continue
-            without = without_groups(runs[0], self.samples.groups, self.config.n_left_out)
+            without = without_groups(runs[0], self.samples.groups, self.config.n_left_out or 0)
             asked = np.concatenate(self.asked)
             ends = np.cumsum([len(a) for a in self.asked])[:-1]
             for group, (budget, answer) in enumerate(
@@ -325,6 +325,8 @@ class _Probe:
                     told = said([replace(answer, logits=part)], [chosen], test.units, self.target, self.config)
                     once = PatientDraws(test.units.groups, 1, seed=0)  # the value alone is wanted
                     learnt = self.target.both_sides(budget.labels)
+                    if (self.target.both_sides(runs[0].labels) & ~learnt).any():
+                        continue  # without this group a class is gone, and another score would be compared
                     scored = score(told, test.units.values, self.target, once, learnt=learnt)
                     self.tables.add_left_out(names, test, group, scored)
 

@@ -50,7 +50,8 @@ class ProbeConfig:
         n_seeds: runs with other label draws, head weights and batch orders.
         n_draws: bootstrap draws.
         n_left_out: groups that the training patients are dealt into, each left out once, where all runs learn from the
-            same labels: how much the result rests on these patients, for comparisons of encoders. 0 for none.
+            same labels: how much the result rests on these patients. 0 for none; by default 10 where encoders are
+            compared, else none.
         prevalence: share of positives at the place of use: calibrated probabilities for it stand in the predictions.
         controls: which controls stand beside the result, of `CONTROLS`, where what they need is given.
     """
@@ -71,7 +72,7 @@ class ProbeConfig:
     as_published: bool = False
     n_seeds: Annotated[int, Ge(1)] = 5
     n_draws: Annotated[int, Ge(1)] = 2000
-    n_left_out: Annotated[int, Ge(0)] = 0
+    n_left_out: Annotated[int, Ge(0)] | None = None
     prevalence: Annotated[float, Gt(0), Lt(1)] | None = None
     controls: tuple[str, ...] = CONTROLS
     head: HeadConfig = field(default_factory=HeadConfig)

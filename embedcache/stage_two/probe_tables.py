@@ -88,6 +88,8 @@ class ProbeResult:
         tables = {f"{name}.csv": getattr(self, name) for name in TABLES}
         if len(self.left_out):
             tables[LEFT_OUT_NAME] = self.left_out
+        else:
+            (Path(folder) / LEFT_OUT_NAME).unlink(missing_ok=True)
         write_tables(Path(folder), tables | {"predictions.parquet": self.predictions})
         write_all(Path(folder), "head", self.kept)
 
@@ -271,7 +273,7 @@ def _plain(keys: np.ndarray, unit: Unit) -> np.ndarray:
 
 
 def _compact(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Names once each, numbers in single precision: there is a row for each unit, class and run."""
+    """Names once each, and in single precision what no score is made of."""
     kinds = dict.fromkeys(("id", "patient", "group", "class", "head", "test"), "category")
-    numbers = ("label", "probability", "threshold", "calibrated", "at_prevalence", "setting")
+    numbers = ("label", "calibrated", "at_prevalence", "setting")
     return predictions.astype(kinds | {name: np.float32 for name in numbers if name in predictions})

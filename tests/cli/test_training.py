@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,15 @@ def test_one_run_says_what_it_reached(made: list[Path], tmp_path: Path) -> None:
     said = json.loads(call("train", *made, "--run-dir", tmp_path / "run", *QUICK, "--lr", "1e-3", "--json").stdout)
     assert len(said["history"]) == 2
     assert said["missing"] == []
+
+
+def test_wandb_that_is_not_installed_is_said_before_training(
+    made: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    done = call("train", *made, "--run-dir", tmp_path / "run", *QUICK, "--wandb", "mine")
+    assert (done.exit_code, "run pip install 'embedcache[wandb]'" in done.output) == (2, True)
+    assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 def test_any_setting_can_be_set_and_every_mistake_is_said(made: list[Path], tmp_path: Path) -> None:

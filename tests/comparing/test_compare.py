@@ -18,9 +18,11 @@ from worlds import QUICK, World
 
 import embedcache
 from embedcache.comparing.compare import Comparison
+from embedcache.comparing.study import Study
 from embedcache.comparing.study_file import read_study
 from embedcache.errors import ManifestError, RunNotFoundError, RunStateError, SettingsError
 from embedcache.stage_two.config import TrainConfig
+from embedcache.stage_two.retrieve_config import RetrieveConfig
 from embedcache.workers.chosen import Workers
 
 HERE = Workers(n=1)
@@ -158,6 +160,45 @@ def test_a_finished_comparison_is_read_back(tmp_path: Path) -> None:
     assert study.train == SMALL
     assert study.tasks[0].digest == world.manifest_digest()
     assert json.loads(json.dumps(found.to_json()))["differences"][0]["a"] == "a"
+
+
+def test_what_cannot_be_scored_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    stores = [world.store("a"), world.store("b")]
+    for more, said in (
+        ({"retrieve": RetrieveConfig()}, "name text stores as well"),
+        ({"labels": ["opacity", "opacity"]}, "one stands there twice"),
+        ({"random_stores": {"typo": stores[0]}}, "random weights for typo, and image encoders are a, b"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            compared(world, stores, tmp_path / "run", **more)
+    world.frame["label.rare"] = 0
+    found = compared(world, stores, tmp_path / "run", labels=())
+    assert set(found.scores["label"]) == {"opacity", "effusion"}
+    world.frame = world.frame.drop(columns=["label.rare", "label.opacity", "label.effusion"])
+    with pytest.raises(SettingsError, match="no label to probe"):
+        compared(world, stores, tmp_path / "none", labels=())
+
+
+def test_a_run_whose_data_changed_is_done_again_where_it_stopped(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    stores, texts = [world.store("a"), world.store("b")], [world.texts()]
+    compared(world, stores, tmp_path / "run", text_stores=texts)
+    study = read_study(tmp_path / "run")
+    fewer = replace(study.tasks[0], manifest=study.tasks[0].manifest.with_frame(world.frame.iloc[5:]))
+    Study([fewer], tmp_path / "run", study.train).run(HERE)
+    trained = pd.read_parquet(tmp_path / "run" / "a+words" / "trained_on.parquet")
+    assert not set(world.frame["id"][:5]) & set(trained["id"])
+
+
+def test_groups_that_hold_all_of_a_class_are_not_counted(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.frame.loc[world.frame["split"] == "train", "label.opacity"] = 0
+    world.frame.loc[world.frame.index[world.frame["split"] == "train"][:1], "label.opacity"] = 1
+    found = compared(world, [world.store("a"), world.store("b")], tmp_path / "run").differences
+    assert np.isfinite(found[["value", "low", "high", "p_value"]]).all().all()
+    left_out = pd.read_csv(tmp_path / "run" / "a" / "probes" / "opacity" / "left_out.csv")
+    assert len(left_out) == 9
 
 
 SCRIPT = """

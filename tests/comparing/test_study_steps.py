@@ -121,3 +121,42 @@ def test_a_worker_that_dies_over_a_step_is_given_up(tmp_path: Path, calls: Path)
         run_steps([step(calls, run, "a"), step(calls, run, "b", function=die)], run, TWO, "cpu")
     assert done(calls) == ["a", "died", "died", "died"]
     assert states([step(calls, run, "a")], run) == {"a": "done"}
+
+
+def test_what_was_begun_under_another_key_is_removed(tmp_path: Path, calls: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(SettingsError):
+        run_steps([step(calls, run, "a", function=fail)], run, HERE, "cpu")
+    (run / "a").mkdir()
+    (run / "a" / "checkpoint").write_text("half way")
+    with pytest.raises(SettingsError):
+        run_steps([step(calls, run, "a", function=fail)], run, HERE, "cpu")
+    assert (run / "a" / "checkpoint").exists()
+    run_steps([step(calls, run, "a", key="other")], run, HERE, "cpu")
+    assert not (run / "a" / "checkpoint").exists()
+
+
+def test_a_copy_that_was_cut_off_or_is_not_what_was_noted_is_no_copy(tmp_path: Path, calls: Path, monkeypatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_steps([step(calls, first, "a")], first, HERE, "cpu")
+    (first / "a" / "later").write_text("no file of the step")
+
+    def torn(source: Path, target: Path) -> None:
+        target.write_text("torn")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("embedcache.comparing.steps.shutil.copyfile", torn)
+        run_steps([step(calls, second, "a", text="y")], second, HERE, "cpu", others=[first])
+    assert (second / "a" / "a").read_text() == "y"  # done, as the copy was not what the note says
+    third = tmp_path / "third"
+    run_steps([step(calls, third, "a")], third, HERE, "cpu", others=[first])
+    assert sorted(path.name for path in (third / "a").iterdir()) == ["a"]
+
+
+def leave_nothing(*, path: Path, text: str, calls: Path, device: str) -> list[str]:
+    return []
+
+
+def test_a_step_that_leaves_no_file_is_not_done(tmp_path: Path, calls: Path) -> None:
+    with pytest.raises(WorkerError, match=r"a: left no file in .*; every worker must see the files"):
+        run_steps([step(calls, tmp_path, "a", function=leave_nothing)], tmp_path, HERE, "cpu")

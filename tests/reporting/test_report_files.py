@@ -51,7 +51,7 @@ def test_the_page_shows_what_the_tables_hold(finished: RunResult) -> None:
     facts = dict(contents.audit)
     assert facts["patients in more than one split"] == "0"
     assert any(name.startswith("manifest phantom") for name, _ in contents.provenance)
-    assert contents.commands[0] == f"embedcache run {finished.run_dir}/recipe.yaml"
+    assert contents.commands[0] == "embedcache run 1/recipe.yaml"
     assert read_recipe(finished.run_dir / "recipe.yaml").name == "small"
 
 
