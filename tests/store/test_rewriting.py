@@ -20,7 +20,9 @@ PARTS = [(["a", "b"], ["x"]), (["c", "b"], ["y"]), (["x", "d"], [])]  # b is enc
 
 def tree(path: Path) -> dict[str, str]:
     return {
-        str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in path.rglob("*") if p.is_file()
+        str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in path.rglob("*")
+        if p.is_file() and p.name != ".pace"
     }
 
 
