@@ -93,9 +93,8 @@ def _libraries() -> Iterator[Finding]:
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         fix = f"run pip install '{wanted.name}{wanted.specifier}'"
-        try:
-            version = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError:
+        version = _version(wanted.name)
+        if not version:
             yield Finding(wanted.name, "problem", "not installed", fix)
             continue
         if not wanted.specifier.contains(version, prereleases=True):

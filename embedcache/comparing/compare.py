@@ -163,6 +163,8 @@ def compare(
         folder.describe({"compare": manifest.name, **settings, "paths": paths})
         for label in unusable:
             say(f"label {label} is left out: it lacks a class in training or test")
+        for line in study.rows():
+            say(f"rows {line}")
         comparison = finish(study, told, {}, workers or Workers(), folder.others(), say)
         folder.finish()
     return comparison
@@ -184,8 +186,6 @@ def finish(
         others: directories of other runs, in which the same steps may be done.
     """
     exposures = _exposures(study, exposure, weights)
-    for task in study.tasks:
-        say(f"rows {task.name}: {len(task.manifest):,} that every store has, {task.left_out:,} left out")
     done = study.run(study.fitting(workers), others=others, say=say)
     write_study(study)
     tables = study.tables()

@@ -12,12 +12,14 @@ from embedcache.stage_two.adaptor import count_parameters
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.probe import probe
 from embedcache.stage_two.probe_config import ProbeConfig
-from embedcache.stage_two.retrieve import retrieve
+from embedcache.stage_two.probe_tables import ProbeResult
+from embedcache.stage_two.retrieve import RetrievalResult, retrieve
 from embedcache.stage_two.retrieve_config import RetrieveConfig
 from embedcache.stage_two.segment import segment
 from embedcache.stage_two.segment_config import SegmentConfig
+from embedcache.stage_two.segment_tables import SegmentResult
 from embedcache.stage_two.train import train
-from embedcache.stage_two.zeroshot import ZeroShotConfig, zero_shot
+from embedcache.stage_two.zeroshot import ZeroShotConfig, ZeroShotResult, zero_shot
 
 
 def train_pair(*, data: Path, image: Path, text: Path, folder: Path, config: TrainConfig, device: str) -> Sequence[str]:
@@ -53,8 +55,7 @@ def probe_pair(
         random_store=random,
         config=replace(config, device=device),
     )
-    result.write(folder)
-    return [*result.notes, *_warned(result.warning)]
+    return _written(result, folder)
 
 
 def segment_pair(
@@ -71,8 +72,7 @@ def segment_pair(
     result = segment(
         _manifest(data), image, run_dir=adaptor, random_store=random, config=replace(config, device=device)
     )
-    result.write(folder)
-    return [*result.notes, *_warned(result.warning)]
+    return _written(result, folder)
 
 
 def retrieve_pair(
@@ -88,8 +88,7 @@ def retrieve_pair(
 ) -> Sequence[str]:
     """Finds reports for images, and back."""
     result = retrieve(_manifest(data), image, text, adaptor, labels=labels, config=replace(config, device=device))
-    result.write(folder)
-    return [*result.notes, *_warned(result.warning)]
+    return _written(result, folder)
 
 
 def zero_shot_pair(
@@ -114,8 +113,7 @@ def zero_shot_pair(
         labels=labels,
         config=replace(config, device=device),
     )
-    result.write(folder)
-    return [*result.notes, *_warned(result.warning)]
+    return _written(result, folder)
 
 
 def _manifest(path: Path) -> Manifest:
@@ -128,5 +126,7 @@ def _read(path: Path, changed_ns: int) -> Manifest:
     return Manifest.read(path)
 
 
-def _warned(warning: str) -> list[str]:
-    return [f"warning: {warning}"] if warning else []
+def _written(result: ProbeResult | SegmentResult | RetrievalResult | ZeroShotResult, folder: Path) -> list[str]:
+    """Writes what a step gave; gives what is to be said of it."""
+    result.write(folder)
+    return [*result.notes, *([f"warning: {result.warning}"] if result.warning else [])]

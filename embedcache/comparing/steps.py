@@ -131,7 +131,7 @@ def run_steps(
             progress.advance()
 
         todo = list(steps)
-        run = _Here(run_dir) if workers.are_here(device) else _Pool(run_dir, workers, device, len(steps))
+        run = _Here(run_dir) if workers.are_here(device) else _Pool(run_dir, workers, device)
         with run:
             while todo or run.n_under_way:
                 for step in [step for step in todo if all(name in done for name in step.needs)]:
@@ -203,7 +203,7 @@ class _Here:
 class _Pool:
     """As many steps at once as there are workers."""
 
-    def __init__(self, run_dir: Path, workers: Workers, device: str, n_steps: int) -> None:
+    def __init__(self, run_dir: Path, workers: Workers, device: str) -> None:
         self._run_dir = run_dir
         self._context = open_pool(workers, device, on_any=device == "cpu")
         self._cores = max(count_cores() // (workers.n or 1), 1) if workers.backend == "local" else None

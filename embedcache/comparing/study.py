@@ -25,6 +25,8 @@ from embedcache.data.prompts import PromptSet
 from embedcache.device import count_cores, pick_device
 from embedcache.errors import ManifestError, SettingsError, some_ids
 from embedcache.fingerprint import digest_file, fingerprint
+from embedcache.report.contents import TEXT_COLUMNS
+from embedcache.report.plain_table import pair_name
 from embedcache.resources import available_bytes
 from embedcache.stage_two.config import OF_THE_MACHINE, TrainConfig
 from embedcache.stage_two.kept import mask_folder, probe_folder
@@ -37,11 +39,6 @@ from embedcache.stage_two.zeroshot import ZeroShotConfig
 from embedcache.store.store import Store, open_store
 from embedcache.workers.chosen import Workers
 
-_TEXTS = (  # columns in which a blank is a word
-    "control", "head", "metric", "class", "label", "test", "choice", "method", "attribute", "group", "decoder",
-    "direction", "data", "image", "text", "task", "setting", "a", "b", "fairness", "verdict", "a_image", "a_text",
-    "b_image", "b_text", "name", "modality", "model", "weights", "exposure", "said",
-)  # fmt: skip
 _N_LEFT_OUT = 10  # groups of training patients
 _PROCESS_BYTES = 1.5e9  # of a worker: torch and what a step computes
 
@@ -130,7 +127,7 @@ class Pair:
 
     @property
     def name(self) -> str:
-        return f"{self.image} + {self.text}" if self.text else self.image
+        return pair_name(self.image, self.text)
 
     @property
     def folder(self) -> Path:
@@ -175,6 +172,10 @@ class Study:
     def data_file(run_dir: Path, task: str) -> Path:
         """Where a run keeps the manifest of a task."""
         return run_dir / "data" / f"{quote(task, safe=' ')}.parquet"
+
+    def rows(self) -> list[str]:
+        """How many rows of each task are used, in words."""
+        return [f"{t.name}: {len(t.manifest):,} that every store has, {t.left_out:,} left out" for t in self.tasks]
 
     def steps(self) -> list[Step]:
         """All that is done, in an order in which it can be."""
@@ -332,8 +333,8 @@ def common_rows(
 def read_table(path: Path) -> pd.DataFrame:
     """A table of scores as it was written: blank words are words, other blanks are NaN."""
     columns = pd.read_csv(path, nrows=0).columns
-    kinds: Any = {name: str for name in columns if name in _TEXTS}
-    blank: Any = {name: [""] for name in columns if name not in _TEXTS}
+    kinds: Any = {name: str for name in columns if name in TEXT_COLUMNS}
+    blank: Any = {name: [""] for name in columns if name not in TEXT_COLUMNS}
     return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=blank)
 
 

@@ -22,6 +22,7 @@ from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
 from embedcache.metrics.masks import NAMES as MASK_METRICS
 from embedcache.metrics.masks import Overlap
 from embedcache.metrics.paired import PairedDifference, compare_aurocs, paired_bootstrap
+from embedcache.metrics.retrieval import mean_of
 from embedcache.stage_two.comparisons import compared, headline
 from embedcache.stage_two.kept import mask_folder, probe_folder
 from embedcache.stage_two.probe_tables import LEFT_OUT_NAME
@@ -237,7 +238,7 @@ def _of_retrieval(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[
     def make(a: Pair, b: Pair, direction: str, n_draws: int) -> tuple[PairedDifference, int]:
         first, second = hits(a, direction).align(hits(b, direction), join="inner")  # texts may be equal to one encoder
         draws = _draws(first.index.map(group_of[direction]).to_numpy(object), n_draws)
-        return paired_bootstrap(*(_mean(side.to_numpy(), draws) for side in (first, second))), len(first)
+        return paired_bootstrap(*(bootstrap(mean_of(side.to_numpy()), draws) for side in (first, second))), len(first)
 
     for direction in group_of:
         names = _names(task, "retrieval", direction.replace("_", " "), f"recall@{k}")
@@ -279,7 +280,3 @@ def _draws(groups: np.ndarray, n_draws: int) -> PatientDraws:
             "compare fewer encoders, labels or fractions at once"
         )
     return PatientDraws(groups, n, seed=0)
-
-
-def _mean(values: np.ndarray, draws: PatientDraws) -> Sampled:
-    return bootstrap(lambda weights: (weights @ values) / weights.sum(axis=1, dtype=np.float64), draws)

@@ -282,6 +282,11 @@ class Encoder(Protocol):
         ...
 
 
+def device_of(encoder: Encoder) -> str:
+    """Where an encoder runs; one of the caller's own that does not say so runs on the CPU."""
+    return getattr(encoder, "device", "cpu")
+
+
 def freeze(model: torch.nn.Module, *, device: str) -> torch.nn.Module:
     """Evaluation mode, no gradients, on its device: the only way a model becomes an encoder."""
     return model.eval().requires_grad_(False).to(device=device)

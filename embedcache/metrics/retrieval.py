@@ -9,6 +9,9 @@ import math
 
 import numpy as np
 
+from embedcache.metrics.classification import ratio, totals
+from embedcache.metrics.intervals import Score
+
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
     """Share of queries whose first match is among the first k; NaN without queries.
@@ -76,3 +79,15 @@ def precision_at(relevant: np.ndarray, top: np.ndarray) -> np.ndarray:
     n_known = known.sum(axis=1)
     sums = np.where(known, values, 0).sum(axis=1)
     return np.divide(sums, n_known, out=np.full(len(top), np.nan), where=n_known > 0)
+
+
+def mean_of(values: np.ndarray) -> Score:
+    """The mean of values (q,) that are defined, as a function of weights."""
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        sums = totals(weights, filled, known.astype(np.float64))
+        return ratio(sums[:, 0], sums[:, 1])
+
+    return mean

@@ -73,7 +73,7 @@ def encode(recipe: Recipe, data: Datasets, say: Say, part: tuple[int, int] | Non
         say(f"data      {manifest.name}: {len(manifest)} images, {len(manifest.reports())} reports")
         for note in manifest.about.notes:
             say(f"          {note}")
-    sections, reports = {**recipe.encoders.image, **recipe.encoders.text}, []
+    sections, reports = recipe.encoders.by_name, []
     of_part = "" if part is None else f" part {part[0]}/{part[1]}:"
     for name, encoder in _encoders(recipe, data.home):
         weights = ", random weights: it has learnt nothing" if sections[name].is_random else ""

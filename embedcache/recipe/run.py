@@ -89,12 +89,10 @@ def run_recipe(recipe: Recipe, *, run_dir: str | Path | None = None, say: Say = 
             say(f"warning   {audit.warning}")
 
         def of_stage_two(line: str) -> None:
-            what, _, rest = line.partition(" ")
-            if what == "rows":
-                say(f"rows      {rest}")
-            else:
-                say(f"          {line.strip()}" if line.startswith(" ") else f"stage two {line}")
+            say(f"          {line.strip()}" if line.startswith(" ") else f"stage two {line}")
 
+        for line in study.rows():
+            say(f"rows      {line}")
         comparison = finish(study, _told(recipe), _weights(recipe), recipe.steps.hands(), folder.others(), of_stage_two)
         folder.finish()
     return RunResult(comparison, reports)
@@ -216,7 +214,7 @@ def _check_exposures(recipe: Recipe, data: Datasets) -> None:
         RecipeError: names it, and those there are.
     """
     known = sorted({data.home.name, *data.tasks, *(manifest.name for manifest in data.tasks.values())})
-    for name, section in {**recipe.encoders.image, **recipe.encoders.text}.items():
+    for name, section in recipe.encoders.by_name.items():
         for dataset in section.exposure:
             if dataset not in known:
                 raise RecipeError(f"exposure of {name} to {dataset!r}, expected one of {', '.join(known)}")
@@ -225,9 +223,8 @@ def _check_exposures(recipe: Recipe, data: Datasets) -> None:
 def _told(recipe: Recipe) -> dict[tuple[str, str], str]:
     """What the recipe says of its encoders' exposure, by encoder and task."""
     datasets = {task: recipe.tasks[task].data for task in recipe.tasks}
-    sections = {**recipe.encoders.image, **recipe.encoders.text}
     found: dict[tuple[str, str], str] = {}
-    for name, section in sections.items():
+    for name, section in recipe.encoders.by_name.items():
         for dataset, level in section.exposure.items():
             alike = [task for task, data in datasets.items() if getattr(data, "name", task) == dataset]
             found |= {(name, task): str(level) for task in {dataset, *alike}}
@@ -235,5 +232,4 @@ def _told(recipe: Recipe) -> dict[tuple[str, str], str]:
 
 
 def _weights(recipe: Recipe) -> dict[str, str]:
-    sections = {**recipe.encoders.image, **recipe.encoders.text}
-    return {name: "random" for name, section in sections.items() if section.is_random}
+    return {name: "random" for name, section in recipe.encoders.by_name.items() if section.is_random}

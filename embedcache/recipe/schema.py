@@ -135,6 +135,11 @@ class EncodersSection(_Section):
     image: Annotated[dict[_Name, EncoderSection], Field(min_length=1)]
     text: dict[_Name, EncoderSection] = Field(default_factory=dict)
 
+    @property
+    def by_name(self) -> dict[str, EncoderSection]:
+        """Those of both modalities."""
+        return {**self.image, **self.text}
+
     @model_validator(mode="after")
     def _own_directories(self) -> EncodersSection:
         taken = sorted(set(self.image) & set(self.text) | (set(self.image) | set(self.text)) & _RESERVED)

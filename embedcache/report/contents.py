@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+TEXT_COLUMNS = (  # of all tables of a run: in these a blank is a word
+    "control", "head", "metric", "class", "label", "test", "choice", "method", "attribute", "group", "decoder",
+    "direction", "data", "image", "text", "task", "setting", "a", "b", "fairness", "verdict", "a_image", "a_text",
+    "b_image", "b_text", "name", "modality", "model", "weights", "exposure", "said",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingMap:
@@ -90,6 +96,7 @@ class Contents:
         data: what was compared on, in words, a line each: images, patients, splits, what was left out.
         verdicts: which differences are real, a sentence each.
         warnings: leaks, unequal exposure, collapse: what makes scores unfit to be believed.
+        notes: rows that were left out, and what steps said.
         tables: as the run holds them: `scores`, `gains`, `calibration`, `subgroups`, `mask_scores`, `mask_gains`,
             `retrieval_scores`, `zeroshot_scores`; any may be absent.
         differences: a row for each two compared: `data`, `task`, `label`, `setting` (head or decoder, and labels),

@@ -7,7 +7,7 @@ import pandas as pd
 
 from embedcache.report.contents import EmbeddingMap
 from embedcache.report.plain_table import pair_name
-from embedcache.report.plots import pairs_of
+from embedcache.report.plots import of_pair, pairs_of
 from embedcache.report.svg import (
     CARD,
     INK,
@@ -47,8 +47,7 @@ def training_curves(curves: pd.DataFrame, *, title: str) -> str:
         for axes in panels[len(pairs) :]:
             axes.set_visible(False)
         for axes, pair in zip(panels, pairs, strict=False):
-            texts = curves.get("text", "")
-            of = curves[(curves["image"] == pair[0]) & (texts == pair[1])].sort_values("epoch", kind="stable")
+            of = of_pair(curves, pair).sort_values("epoch", kind="stable")
             few = len(of) <= _FEW_EPOCHS
             epochs, valid = of["epoch"].to_numpy(float), of["valid_loss"].to_numpy(float)
             axes.plot(epochs, of["train_loss"], color=QUIET, ls=(0, (4, 2.5)), lw=1.5, marker="s" if few else "", ms=4)

@@ -28,6 +28,12 @@ def pair_name(image: str, text: str = "") -> str:
     return f"{image} + {text}" if text else image
 
 
+def row_pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """The image and the text encoder of each row; the latter blank where there is none."""
+    texts = table["text"] if "text" in table else [""] * len(table)
+    return list(zip(table["image"], texts, strict=True))
+
+
 def metric_words(metric: str) -> str:
     """A metric's name as people write it."""
     return _METRICS.get(metric, plain_words(metric))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from embedcache.report.plain_table import metric_words, pair_name
+from embedcache.report.plain_table import metric_words, pair_name, row_pairs
 from embedcache.report.svg import (
     CARD,
     HEAT,
@@ -60,8 +60,7 @@ def marks(pairs: list[Pair]) -> dict[Pair, tuple[str, str]]:
 
 def pairs_of(table: pd.DataFrame) -> list[Pair]:
     """Pairs of encoders in the table's order."""
-    texts = table["text"] if "text" in table else [""] * len(table)
-    return list(dict.fromkeys(zip(table["image"], texts, strict=True)))
+    return list(dict.fromkeys(row_pairs(table)))
 
 
 def intervals_plot(scores: pd.DataFrame, *, metric: str, title: str, chance: float | None = None) -> str:
@@ -79,7 +78,7 @@ def intervals_plot(scores: pd.DataFrame, *, metric: str, title: str, chance: flo
     with styled():
         figure = blank(WIDTH, 62 + pitch * len(pairs) + legend_height(names))
         axes = figure.subplots()
-        for row, (pair, group) in enumerate((pair, _of_pair(scores, pair)) for pair in pairs):
+        for row, (pair, group) in enumerate((pair, of_pair(scores, pair)) for pair in pairs):
             colour, marker = looks[pair]
             for one in group[group["control"] == ""].itertuples():
                 _dot(axes, one, row - (0.14 if controls else 0), colour, marker)
@@ -203,13 +202,14 @@ def differences_plot(differences: pd.DataFrame, *, metric: str, title: str) -> s
         return svg_text(figure, title=title)
 
 
-def _of_pair(table: pd.DataFrame, pair: Pair) -> pd.DataFrame:
+def of_pair(table: pd.DataFrame, pair: Pair) -> pd.DataFrame:
+    """The rows of one pair."""
     some = table[table["image"] == pair[0]]
     return some[some["text"] == pair[1]] if "text" in some else some
 
 
 def _result(table: pd.DataFrame, pair: Pair, control: str = "") -> pd.DataFrame:
-    some = _of_pair(table, pair)
+    some = of_pair(table, pair)
     return some[some["control"] == control]
 
 

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from embedcache.report.contents import MaskExample, RetrievalExample
+from embedcache.report.contents import TEXT_COLUMNS, MaskExample, RetrievalExample
 from embedcache.report.html_table import Table
-from embedcache.report.plain_table import pair_name
-
-_WORDS = (
-    "data", "label", "test", "control", "head", "choice", "metric", "class", "image", "text", "direction", "decoder",
-    "method", "attribute", "group", "task", "setting", "a", "b", "fairness", "verdict", "name", "modality", "model",
-    "weights", "exposure", "said",
-)  # fmt: skip
+from embedcache.report.plain_table import pair_name, row_pairs
 
 
 @dataclass(frozen=True)
@@ -78,20 +72,14 @@ def task_name(data: str = "", label: str = "", test: str = "internal", **of: str
     return f"{data}: {name}" if data and name else data or name
 
 
-def names_of(table: pd.DataFrame) -> list[str]:
-    """The pair of each row in words."""
-    texts = table["text"] if "text" in table else [""] * len(table)
-    return [pair_name(image, text) for image, text in zip(table["image"], texts, strict=True)]
-
-
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """With a column `pair` in words, and results before their controls."""
-    named = table.assign(pair=names_of(table))
+    named = table.assign(pair=[pair_name(*pair) for pair in row_pairs(table)])
     return named.sort_values("control", key=lambda names: names != "", kind="stable") if "control" in named else named
 
 
 def _with_words(table: pd.DataFrame) -> pd.DataFrame:
-    changed = {name: ["" if pd.isna(v) else str(v) for v in table[name]] for name in _WORDS if name in table}
+    changed = {name: ["" if pd.isna(v) else str(v) for v in table[name]] for name in TEXT_COLUMNS if name in table}
     words = {name: pd.Series(values, index=table.index, dtype=object) for name, values in changed.items()}
     if "headline" in table:
         words["headline"] = table["headline"].astype(str).str.lower() == "true"

@@ -97,8 +97,7 @@ def blank(width: float, height: float) -> Figure:
 def legend(figure: Figure, handles: Sequence[object], *, width: float = WIDTH) -> None:
     """A legend below all panels, in as many columns as its words leave room for."""
     if handles:
-        longest = max(len(handle.get_label()) for handle in handles)  # type: ignore[attr-defined]
-        columns = max(int((width - 20) // (longest * 7.2 + 50)), 1)
+        columns = _legend_columns([handle.get_label() for handle in handles], width)  # type: ignore[attr-defined]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
 
 
@@ -106,8 +105,12 @@ def legend_height(names: Sequence[str], *, width: float = WIDTH) -> float:
     """What `legend` takes of a figure's height."""
     if not names:
         return 0.0
-    columns = max(int((width - 20) // (max(map(len, names)) * 7.2 + 50)), 1)
-    return 18.0 * -(-len(names) // columns) + 14
+    return 18.0 * -(-len(names) // _legend_columns(names, width)) + 14
+
+
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    """How many of the longest name stand side by side."""
+    return max(int((width - 20) // (max(map(len, names)) * 7.2 + 50)), 1)
 
 
 def quiet_grid(axes: Axes, axis: Literal["x", "y"]) -> None:

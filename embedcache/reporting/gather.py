@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
 import pandas as pd
@@ -23,20 +23,19 @@ from embedcache.stage_two.tensors import input_digests
 _LIBRARIES = ("torch", "numpy", "h5py", "scikit-learn", "transformers", "open_clip_torch", "timm")
 
 
-def gathered(study: Study, comparison: Comparison, *, with_images: bool) -> Contents:
+def gathered(study: Study, comparison: Comparison, audits: Mapping[str, AuditReport], *, with_images: bool) -> Contents:
     """What the page shows.
 
     Args:
+        audits: of each task, see `audits_of`.
         with_images: also thumbnails of patients' images.
     """
-    audits = {task.name: audit_of(study, task) for task in study.tasks}
-    leaks = [report.warning for report in audits.values() if report.warning]
     return Contents(
         name=study.tasks[0].name,
         made=f"{finished_at(study.run_dir) or 'not finished'}, embedcache {__version__}",
         data=[line for task in study.tasks for line in _described(task, audits[task.name])],
         verdicts=comparison.verdicts,
-        warnings=list(dict.fromkeys([*leaks, *comparison.warnings])),
+        warnings=comparison.warnings,
         notes=comparison.notes,
         tables=comparison.tables,
         differences=comparison.differences,
@@ -52,10 +51,10 @@ def gathered(study: Study, comparison: Comparison, *, with_images: bool) -> Cont
     )
 
 
-def audit_of(study: Study, task: Task) -> AuditReport:
-    """Of a task's manifest, files compared by what stage one read of them."""
-    store = study.store(next(iter(task.images.values())))
-    return audit(task.manifest, files=input_digests(store), look=False)
+def audits_of(study: Study) -> dict[str, AuditReport]:
+    """Of each task's manifest by its name, files compared by what stage one read of them."""
+    stores = {task.name: study.store(next(iter(task.images.values()))) for task in study.tasks}
+    return {t.name: audit(t.manifest, files=input_digests(stores[t.name]), look=False) for t in study.tasks}
 
 
 def training_curves(study: Study) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from embedcache.comparing.study import Study, Task
 from embedcache.data.audit import AuditReport
 from embedcache.data.manifest import SPLITS
 from embedcache.report.paper_tables import escaped_markdown as markdown
-from embedcache.reporting.gather import audit_of, plural, versions
+from embedcache.reporting.gather import plural, versions
 from embedcache.stage_two.targets import Target
 
 _MISSING = "not provided"
@@ -76,9 +76,12 @@ _ITEMS = (
 )
 
 
-def methods_text(study: Study, comparison: Comparison) -> str:
-    """Markdown: a text for the methods of a paper, then each item of TRIPOD+AI with where it is answered."""
-    audits = {task.name: audit_of(study, task) for task in study.tasks}
+def methods_text(study: Study, comparison: Comparison, audits: Mapping[str, AuditReport]) -> str:
+    """Markdown: a text for the methods of a paper, then each item of TRIPOD+AI with where it is answered.
+
+    Args:
+        audits: of each task, see `audits_of`.
+    """
     home = study.tasks[0]
     answers = {
         "5a": [line for task in study.tasks for line in _sources(task, audits[task.name])],

@@ -11,7 +11,7 @@ from embedcache.output import write_text
 from embedcache.report.page import write_page
 from embedcache.report.run_page import run_page
 from embedcache.report.score_files import write_score_files
-from embedcache.reporting.gather import gathered
+from embedcache.reporting.gather import audits_of, gathered
 from embedcache.reporting.methods import methods_text
 
 PAGE_NAME, METHODS_NAME = "report.html", "methods.md"
@@ -45,8 +45,8 @@ def write_report(run_dir: str | Path, *, with_images: bool = False) -> Report:
     """
     run_dir = Path(run_dir)
     study, comparison = read_study(run_dir), Comparison.read(run_dir)
-    page, methods = run_dir / PAGE_NAME, run_dir / METHODS_NAME
-    write_page(page, run_page(gathered(study, comparison, with_images=with_images)))
-    write_text(methods, methods_text(study, comparison), mode=0o600)
+    audits, page, methods = audits_of(study), run_dir / PAGE_NAME, run_dir / METHODS_NAME
+    write_page(page, run_page(gathered(study, comparison, audits, with_images=with_images)))
+    write_text(methods, methods_text(study, comparison, audits), mode=0o600)
     tables = write_score_files(run_dir, {**comparison.tables, "differences": comparison.differences})
     return Report(page, methods, tuple(tables))

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from embedcache.device import cores_of_thread
-from embedcache.encoders.base import Encoder
+from embedcache.encoders.base import Encoder, device_of
 from embedcache.encoders.load import Loading
 from embedcache.errors import EncoderError, WorkerError
 from embedcache.stage_one.order import Delivery, Order
@@ -120,11 +120,6 @@ class _Losses:
             f"{self._catalogue.path}: workers died {over}, the last with {last}; look for memory that runs out, or for "
             "a file that breaks its decoder: --workers 1 --threads 1 shows where"
         ) from last
-
-
-def device_of(encoder: Encoder) -> str:
-    """Where an encoder runs; one of the caller's own that does not say so runs on the CPU."""
-    return getattr(encoder, "device", "cpu")
 
 
 def _sendable(encoder: Encoder) -> Encoder | Loading:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.device import cores_of_thread, count_cores, full_precision, is_out_of_memory, release_memory, use_cores
-from embedcache.encoders.base import Encoded, Encoder, Prepared
+from embedcache.encoders.base import Encoded, Encoder, Prepared, device_of
 from embedcache.errors import InputError
 from embedcache.progress import in_words
 from embedcache.resources import (
@@ -236,7 +236,7 @@ def fitting_batch(samples: Samples, ids: Sequence[str], encoder: Encoder, *, tok
 
     The probe takes the longest texts among a few.
     """
-    device = getattr(encoder, "device", "cpu")
+    device = device_of(encoder)
     if device == "cpu":
         return DEFAULT_BATCH
     import torch
@@ -288,7 +288,7 @@ def estimate(
     with_tokens = None
     if encoder.token_dim is not None:
         with_tokens = layout_for(encoder, store_dtype=store_layout.dtype, tokens=True, views=n_views)
-    on_gpu = getattr(encoder, "device", "cpu") != "cpu"
+    on_gpu = device_of(encoder) != "cpu"
     each = peak_bytes() + _in_flight_bytes(
         samples, encoder, store_layout, found, min(shard_ids, len(ids)), n_shards, batch_size,
         n_threads or max(count_cores() // n_workers, 1),

@@ -16,13 +16,12 @@ from embedcache.data.manifest import Manifest
 from embedcache.data.reports import changed_reports
 from embedcache.data.views import ViewPolicy
 from embedcache.device import count_cores
-from embedcache.encoders.base import Encoder
+from embedcache.encoders.base import Encoder, device_of
 from embedcache.encoders.load import Loading
 from embedcache.errors import EmbedCacheError, InputError, ManifestError, StoreNotFoundError, some_ids
 from embedcache.fingerprint import input_digest
 from embedcache.resources import check_room
 from embedcache.stage_one.asked import Asked
-from embedcache.stage_one.engine import device_of
 from embedcache.stage_one.estimate import Estimate, bytes_on_disk, estimate, fitting_batch, mean_tokens
 from embedcache.stage_one.phases import Phases
 from embedcache.stage_one.plan import Part, ids_of, next_plan, work_for

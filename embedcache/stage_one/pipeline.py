@@ -29,7 +29,7 @@ from embedcache.device import (
     release_memory,
     use_cores,
 )
-from embedcache.encoders.base import Encoder, Prepared
+from embedcache.encoders.base import Encoder, Prepared, device_of
 from embedcache.errors import DeviceError, InputError
 from embedcache.stage_one.phases import Clock, pace
 from embedcache.stage_one.prepare import Job, Outcome, in_order
@@ -192,7 +192,7 @@ class Pipeline:
                 )
             self._batch_limit = min(filling.batch_size // 2, self._batch_limit or filling.batch_size)
             wait([batch for other in younger for batch in other.batches])
-            release_memory(getattr(self._encoder, "device", "cpu"))
+            release_memory(device_of(self._encoder))
             self._tell(-filling.n_encoded)
             shard = filling.shard
             jobs = map(self._job, shard.ids)
@@ -215,7 +215,7 @@ class Pipeline:
         return ShardDone(shard.number, truncated)
 
     def _prepare_thread(self) -> None:
-        device = getattr(self._encoder, "device", "cpu")
+        device = device_of(self._encoder)
         use_cores(1 if getattr(self._encoder, "concurrent", False) else self._n_cores)
         if device != "cpu":
             own_stream(device)
@@ -232,7 +232,7 @@ def encoding_threads(encoder: Encoder, n_threads: int) -> int:
     """How many batches are encoded at the same time; one where the encoder does not say that it may be more."""
     if not getattr(encoder, "concurrent", False):
         return 1
-    return n_threads if getattr(encoder, "device", "cpu") == "cpu" else _GPU_THREADS
+    return n_threads if device_of(encoder) == "cpu" else _GPU_THREADS
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from embedcache.encoders.base import Encoder
+from embedcache.encoders.base import Encoder, device_of
 from embedcache.progress import Progress
-from embedcache.stage_one.engine import device_of, hand_out
+from embedcache.stage_one.engine import hand_out
 from embedcache.stage_one.phases import Phases, pace
 from embedcache.stage_one.pipeline import Pipeline, ShardDone
 from embedcache.stage_one.samples import Samples

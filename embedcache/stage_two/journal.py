@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import sys
 import warnings
@@ -101,11 +102,7 @@ def event_writer() -> Callable[[str], Any]:
     Raises:
         SettingsError: it is not installed; says how.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise SettingsError("tensorboard is not installed; run pip install 'embedcache[tensorboard]'") from error
-    return SummaryWriter
+    return _of_extra("torch.utils.tensorboard", "tensorboard").SummaryWriter
 
 
 def wandb_library() -> Any:
@@ -114,11 +111,14 @@ def wandb_library() -> Any:
     Raises:
         SettingsError: it is not installed; says how.
     """
+    return _of_extra("wandb", "wandb")
+
+
+def _of_extra(module: str, extra: str) -> Any:
     try:
-        import wandb
+        return importlib.import_module(module)
     except ImportError as error:
-        raise SettingsError("wandb is not installed; run pip install 'embedcache[wandb]'") from error
-    return wandb
+        raise SettingsError(f"{extra} is not installed; run pip install 'embedcache[{extra}]'") from error
 
 
 def _begun(config: TrainConfig, run_dir: Path) -> Any:

@@ -17,9 +17,15 @@ import torch
 from embedcache.data.manifest import Manifest
 from embedcache.device import full_precision, pick_device
 from embedcache.errors import ManifestError, SettingsError, TrainingError, some_ids
-from embedcache.metrics.classification import ratio, totals
-from embedcache.metrics.intervals import PatientDraws, Sampled, Score, bootstrap, over_patients
-from embedcache.metrics.retrieval import chance_recall_at, precision_at, ranks_in_one_order, recall_at, weighted_medians
+from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap, over_patients
+from embedcache.metrics.retrieval import (
+    chance_recall_at,
+    mean_of,
+    precision_at,
+    ranks_in_one_order,
+    recall_at,
+    weighted_medians,
+)
 from embedcache.output import write_tables
 from embedcache.stage_two.adaptor import Adaptor, read_adaptor
 from embedcache.stage_two.alignment import embed_pairs, unfit_pairs
@@ -198,7 +204,7 @@ class _Scoring:
         # of images that share a text only the first serves its query
         in_one_order = ranks_in_one_order(n_asking if direction == "image_to_report" else np.ones(n_queries, np.int64))
         for k in self._config.at:
-            hits = bootstrap(_mean_of((found.ranks <= k).astype(np.float64)), draws)
+            hits = bootstrap(mean_of((found.ranks <= k).astype(np.float64)), draws)
             chance, fixed = chance_recall_at(n_matches, n_candidates, k), recall_at(in_one_order, k)
             yield _named(f"recall@{k}", "", chance, fixed, n_queries), hits
         median = bootstrap(lambda weights: weighted_medians(found.ranks, weights), draws)
@@ -216,23 +222,11 @@ class _Scoring:
                 precision = np.where(asking, precision_at(candidates, found.top[:, :k]), np.nan)
                 chance = float(np.nanmean(candidates))
                 named = _named(f"precision@{k}", label, chance, math.nan, int(asking.sum()))
-                yield named, bootstrap(_mean_of(precision), draws)
+                yield named, bootstrap(mean_of(precision), draws)
 
 
 def _named(metric: str, label: str, chance: float, one_order: float, n_queries: int) -> dict[str, object]:
     return {"metric": metric, "label": label, "chance": chance, "one_order": one_order, "n_queries": n_queries}
-
-
-def _mean_of(values: np.ndarray) -> Score:
-    """The mean of values (q,) that are defined, as a function of weights."""
-    known = ~np.isnan(values)
-    filled = np.where(known, values, 0.0)
-
-    def mean(weights: np.ndarray) -> np.ndarray:
-        sums = totals(weights, filled, known.astype(np.float64))
-        return ratio(sums[:, 0], sums[:, 1])
-
-    return mean
 
 
 def _matches(pairs: FoundPairs, images: np.ndarray, texts: np.ndarray) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from embedcache.errors import RunNotFoundError
 from embedcache.recipe.read import read_recipe
 from embedcache.recipe.run import RunResult
 from embedcache.reporting.examples import mask_examples, retrieval_examples
-from embedcache.reporting.gather import gathered
+from embedcache.reporting.gather import audits_of, gathered
 from embedcache.reporting.maps import embedding_maps
 from embedcache.reporting.methods import methods_text
 
@@ -39,7 +39,8 @@ def test_a_page_methods_and_tables(finished: RunResult) -> None:
 
 
 def test_the_page_shows_what_the_tables_hold(finished: RunResult) -> None:
-    contents = gathered(read_study(finished.run_dir), finished.comparison, with_images=False)
+    study = read_study(finished.run_dir)
+    contents = gathered(study, finished.comparison, audits_of(study), with_images=False)
     assert contents.verdicts == finished.comparison.verdicts
     assert len(contents.verdicts) == len(finished.comparison.differences) == 2 * 2 + 2 + 2 + 2
     assert set(contents.encoders["name"]) == {"vit", "again", "bert"}
@@ -105,7 +106,7 @@ def test_pictures_of_images_that_are_gone_are_left_out(finished: RunResult, tmp_
 
 def test_methods_answer_what_a_run_knows(finished: RunResult) -> None:
     study = read_study(finished.run_dir)
-    said = methods_text(study, finished.comparison)
+    said = methods_text(study, finished.comparison, audits_of(study))
     manifest = study.tasks[0].manifest
     positives = int(manifest.label("effusion")[manifest.in_split("train")].sum())
     assert f"effusion: train {positives} of {manifest.in_split('train').sum()}" in said
