@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from embedcache import __version__
 from embedcache.device import count_cores
@@ -193,6 +194,7 @@ def _hub() -> Finding:
     token = "a token is set" if _has_token() else "no token, which gated encoders need: run hf auth login"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return Finding("hub", "missing", "HF_HUB_OFFLINE is set", offline)
+    shown = urlsplit(endpoint)._replace(netloc=urlsplit(endpoint).netloc.rpartition("@")[2]).geturl()  # no password
     request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": f"embedcache/{__version__}"})
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE_S):
@@ -201,8 +203,8 @@ def _hub() -> Finding:
         pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return Finding("hub", "missing", f"{endpoint} cannot be reached ({reason})", offline)
-    return Finding("hub", "ok", f"{endpoint} answers; {token}")
+        return Finding("hub", "missing", f"{shown} cannot be reached ({reason})", offline)
+    return Finding("hub", "ok", f"{shown} answers; {token}")
 
 
 def _has_token() -> bool:

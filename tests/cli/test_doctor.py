@@ -98,6 +98,8 @@ def test_a_hub_that_answers_one_that_does_not_and_none(tmp_path: Path, hub: str,
     assert gone["state"] == "missing"
     assert "http://127.0.0.1:9 cannot be reached" in gone["said"]
     assert "hf:path/to/checkpoint" in gone["fix"]
+    monkeypatch.setenv("HF_ENDPOINT", "http://me:secret@127.0.0.1:9")
+    assert findings("--cache", tmp_path)["hub"]["said"].startswith("http://127.0.0.1:9 cannot be reached")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert findings("--cache", tmp_path)["hub"]["said"] == "HF_HUB_OFFLINE is set"
 
