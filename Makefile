@@ -4,7 +4,7 @@ BIN := .venv/bin
 .PHONY: demo test format clean
 
 demo: .venv/installed
-	$(BIN)/embedcache run pipelines/phantom.yaml
+	$(BIN)/embedcache demo
 
 test: .venv/installed
 	$(BIN)/ruff check .

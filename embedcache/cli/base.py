@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PATH = click.Path(path_type=Path)
-_RESUMED = ("compare", "extract", "run", "train")  # called again, these go on where they were stopped
+_RESUMED = ("compare", "demo", "extract", "run", "train")  # called again, these go on where they were stopped
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     """Encode radiographs and reports once, train on the cached embeddings in minutes.
 
     \b
-    embedcache run pipelines/phantom.yaml
+    embedcache demo
     embedcache extract manifest.parquet dinov2-s --store cache/mine/dinov2-s
     """
 

@@ -15,6 +15,8 @@ from embedcache.errors import RecipeError
 from embedcache.recipe.schema import Recipe
 from embedcache.strict_yaml import StrictLoader
 
+DEMO = Path(__file__).with_name("demo.yaml")  # pipelines/phantom.yaml, which an installed package has not
+
 _Path = tuple[str | int, ...]
 
 

@@ -60,8 +60,8 @@ def test_every_command_of_the_examples_runs(tmp_path: Path) -> None:
     commands = examples()
     assert len(commands) >= 8
     for example in commands:
-        is_recipe = example.command.startswith("embedcache run ")
-        printed = run(f"{example.command} {SMALLER}" if is_recipe else example.command, tmp_path)
+        is_whole = example.command.startswith("embedcache demo ")
+        printed = run(f"{example.command} {SMALLER}" if is_whole else example.command, tmp_path)
         there = {" ".join(_NUMBER.sub("#", line).split()) for line in printed.splitlines()}
         headings = [line for line in example.printed if line != "..." and not _NUMBER.search(line)]
         for line in headings:

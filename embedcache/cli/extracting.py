@@ -1,9 +1,8 @@
-"""Commands of stage one, and of recipes, which run both stages."""
+"""The command of stage one."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from embedcache.cli.base import PATH, json_option, main
-from embedcache.cli.comparing import say_comparison, with_images_option
 from embedcache.cli.encoders import encoder_options, load_named, policy
 from embedcache.errors import NoRoomError, SettingsError
 
@@ -40,124 +38,7 @@ class _Part(click.ParamType):
         return part.number, part.n
 
 
-_part_option = click.option("--part", type=_Part(), help="Do the i-th of n parts of the plan, and leave the rest.")
-_STATES = {"done": "done", "elsewhere": "copied", "to do": "to do", "waits": "to do"}  # what waits is not known yet
-_set_option = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Change a field of the recipe.")
-
-
-@main.command()
-@click.argument("recipe", type=PATH)
-@_set_option
-@click.option("--run-dir", type=PATH, help="Where results go; by default runs/<recipe>/<time>.")
-@click.option("--plan", is_flag=True, help="Say what stage one would take and which steps are done, and stop.")
-@_part_option
-@with_images_option
-@json_option
-def run(
-    recipe: Path,
-    overrides: tuple[str, ...],
-    run_dir: Path | None,
-    plan: bool,
-    part: tuple[int, int] | None,
-    with_images: bool,
-    as_json: bool,
-) -> None:
-    """Run a recipe: both stages, every encoder, one comparison, one report.
-
-    What is done is not done again: a run that was stopped goes on, and steps of other runs of the recipe are taken over
-    where nothing that determines them has changed. With --part, stage one alone: several machines that see the same
-    files do a part each.
-
-    \b
-    embedcache run pipelines/phantom.yaml
-    embedcache run pipelines/shenzhen.yaml --set data.root=path/to/shenzhen --plan
-    embedcache run pipelines/shenzhen.yaml --part 1/4
-    """
-    from embedcache.recipe.read import read_recipe
-
-    checked = read_recipe(recipe, overrides)
-    from embedcache.comparing.study import Pair
-    from embedcache.recipe.encode import encode_recipe, plan_recipe
-    from embedcache.recipe.run import planned_steps, run_recipe
-    from embedcache.report.run_text import run_text
-    from embedcache.reporting.write import write_report
-    from embedcache.stage_one.estimate import in_total
-
-    def say(line: str) -> None:
-        click.echo(line, err=as_json)
-
-    if part is not None and run_dir is not None:
-        raise SettingsError("--run-dir was given with --part: a part is of stage one, which has no run directory")
-    if plan:
-        estimates = plan_recipe(checked, part=part)
-        if as_json:
-            click.echo(json.dumps({name: found.to_json() for name, found in estimates.items()}))
-        for name, found in estimates.items():
-            say("\n".join([name, *(f"  {line}" for line in found.lines())]))
-        say(f"in all: {in_total(estimates.values())}")
-        if part is None:
-            say("stage two")
-            for name, state in planned_steps(checked, run_dir=run_dir).items():
-                say(f"  {_STATES[state]:9} {name}")
-        _refuse_unless_room(estimates.values())
-        return
-    if part is not None:
-        reports = encode_recipe(checked, part=part, say=say)
-        if as_json:
-            click.echo(json.dumps([report.to_json() for report in reports]))
-        return
-    result = run_recipe(checked, run_dir=run_dir, say=say)
-    written = write_report(result.run_dir, with_images=with_images)
-    if as_json:
-        click.echo(json.dumps({**result.to_json(), "report": str(written.page)}))
-        return
-    click.echo("\n" + run_text(result.tables))
-    click.echo(f"\nrun directory: {result.run_dir}")
-    if "scores" in result.tables:
-        answering = result.run_dir / Pair(*result.scores[["image", "text"]].iloc[0]).folder
-        click.echo(f"for new images: embedcache predict {shlex.quote(str(answering))} FILE ...")
-    say_comparison(result.comparison.verdicts, result.comparison.warnings, written.page)
-
-
-@main.command()
-@click.argument("recipe", type=PATH)
-@_set_option
-@click.option("--parts", default=4, show_default=True, type=click.IntRange(min=1), help="Jobs that share stage one.")
-@click.option("--sbatch", multiple=True, metavar="OPTION", help="For plan and parts, such as --sbatch=--gres=gpu:1.")
-@click.option("--last-sbatch", multiple=True, metavar="OPTION", help="For the last job, which runs stage two.")
-@click.option("-o", "--out", type=PATH, help="File to write; by default it is printed.")
-def slurm(
-    recipe: Path,
-    overrides: tuple[str, ...],
-    parts: int,
-    sbatch: tuple[str, ...],
-    last_sbatch: tuple[str, ...],
-    out: Path | None,
-) -> None:
-    """Write a script that runs a recipe as jobs of Slurm: a plan, an array that shares stage one, and the rest.
-
-    \b
-    embedcache slurm pipelines/mine.yaml --parts 8 --sbatch=--gres=gpu:1 --sbatch=--time=8:00:00 -o submit.sh
-    bash submit.sh
-    """
-    from embedcache.recipe.read import read_recipe
-
-    checked = read_recipe(recipe, overrides)
-    from embedcache.recipe.slurm import submit_script
-
-    if checked.extract.retry_failed:
-        raise SettingsError(
-            f"{recipe}: extract.retry_failed with parts: each would try every failure; retry with 'embedcache run'"
-        )
-    script = submit_script(recipe, checked.name, overrides, n_parts=parts, options=sbatch, last_options=last_sbatch)
-    if out is None:
-        click.echo(script, nl=False)
-        return
-    try:
-        out.write_text(script, "utf-8")
-    except OSError as error:
-        raise click.UsageError(f"{out}: cannot be written ({error.strerror})") from error
-    click.echo(f"{out}: submit it with 'bash {out}'")
+part_option = click.option("--part", type=_Part(), help="Do the i-th of n parts of the plan, and leave the rest.")
 
 
 @main.command()
@@ -175,7 +56,7 @@ def slurm(
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; by default one for each GPU, else one.")
 @click.option("--backend", default="local", type=click.Choice(["local", "dask", "ray"]), show_default=True)
 @click.option("--address", help="Of a running dask scheduler or ray cluster.")
-@_part_option
+@part_option
 @click.option("--plan", is_flag=True, help="Say what it would take, and stop.")
 @click.option("--retry-failed", is_flag=True, help="Try the inputs again that failed before.")
 @click.option("--check-inputs", is_flag=True, help="Read stored images again and refuse changed ones.")
@@ -209,7 +90,7 @@ def extract(manifest: Path, encoder: str, store_dir: Path, plan: bool, as_json: 
         options.pop("check_inputs")
         found = plan_extraction(read, loaded, store_dir, **options)
         click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
-        _refuse_unless_room([found])
+        refuse_unless_room([found])
         return
     report = run_extract(read, loaded, store_dir, **options)
     if as_json:
@@ -233,7 +114,8 @@ def extract(manifest: Path, encoder: str, store_dir: Path, plan: bool, as_json: 
         click.echo(f"cut off: {n_cut:,} tokens of {len(report.truncated):,} texts; --max-length lets more in", err=True)
 
 
-def _refuse_unless_room(estimates: Collection[Estimate]) -> None:
+def refuse_unless_room(estimates: Collection[Estimate]) -> None:
+    """Stops with a message where a disk or the memory would not do for what is planned."""
     from embedcache.resources import check_room
 
     check_room({found.store: found.bytes_needed for found in estimates})
