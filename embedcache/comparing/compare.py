@@ -209,11 +209,17 @@ def finish(
         encoders,
         tuple(verdicts(found, exposures)),
         tuple(dict.fromkeys([*filter(None, leaks), *unfair(found, exposures)])),
-        (*left_out, *said),
+        (*left_out, *_trained_once(study), *said),
     )
     words = {name: list(getattr(comparison, name)) for name in _WORDS}
     write_text(study.run_dir / WORDS_NAME, json.dumps(words, indent=1, ensure_ascii=False))
     return comparison
+
+
+def _trained_once(study: Study) -> list[str]:
+    if len(study.pairs) < 2 or not any(pair.text for pair in study.pairs):
+        return []
+    return ["each pair's Adaptor was trained once: what another training of it would change is in no interval"]
 
 
 def named_stores(stores: Stores) -> dict[str, Path]:

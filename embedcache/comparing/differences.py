@@ -20,7 +20,8 @@ REAL_AT = 0.05
 _DRAWS_EACH = 100  # of each comparison: k draws give no p-value below 2 / (k + 1), which is then multiplied
 COLUMNS = (
     "data", "task", "label", "setting", "metric", "a", "b", "value", "low", "high", "p_value", "p_adjusted", "method",
-    "fairness", "verdict", "head", "fraction", "shots", "test", "n_units", "a_image", "a_text", "b_image", "b_text",
+    "fairness", "verdict", "head", "fraction", "shots", "test", "n_units", "n_runs", "a_image", "a_text", "b_image",
+    "b_text",
 )  # fmt: skip
 
 Exposures = Mapping[tuple[str, str], Exposed]  # by encoder and dataset
@@ -29,7 +30,8 @@ Exposures = Mapping[tuple[str, str], Exposed]  # by encoder and dataset
 def differences(study: Study, exposures: Exposures) -> pd.DataFrame:
     """Every comparison, a row each: how much a exceeds b, columns as `COLUMNS`.
 
-    `verdict` is `a`, `b` or blank: which is really better. Intervals hold 95% each, p-values are adjusted for all rows.
+    `verdict` is `a`, `b` or blank: which is really better; never of a single training each (`n_runs` 1), which says
+    nothing of how trainings differ. Intervals hold 95% each, p-values are adjusted for all rows.
 
     Args:
         study: all of whose steps are done.
@@ -39,7 +41,7 @@ def differences(study: Study, exposures: Exposures) -> pd.DataFrame:
     n_draws = max(_DRAWS_EACH * len(asked), LEAST_DRAWS)
     rows = []
     for one in asked:
-        difference, n_units = one.make(n_draws)
+        outcome = one.make(n_draws)
         a, b = one.pairs
         rows.append(
             {
@@ -50,13 +52,14 @@ def differences(study: Study, exposures: Exposures) -> pd.DataFrame:
                 "a_text": a.text,
                 "b_image": b.image,
                 "b_text": b.text,
-                **vars(difference),
-                "n_units": n_units,
+                **vars(outcome.difference),
+                "n_units": outcome.n_units,
+                "n_runs": outcome.n_runs,
                 "fairness": fairness(*_swapped(a, b, str(one.names["data"]), exposures)),
             }
         )
     for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]).tolist(), strict=True):
-        is_real = adjusted <= REAL_AT and row["value"] != 0
+        is_real = adjusted <= REAL_AT and row["value"] != 0 and row["n_runs"] != 1
         row |= {"p_adjusted": adjusted, "verdict": ("a" if row["value"] > 0 else "b") if is_real else ""}
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -83,6 +86,9 @@ def _sentence(row: Mapping[str, object], exposures: Exposures, *, named: bool) -
     value, low, high, p = (float(str(row[name])) for name in ("value", "low", "high", "p_adjusted"))
     if p != p:
         return f"{where}: {a} and {b} cannot be compared: a score is undefined"
+    if not row["verdict"] and p <= REAL_AT and value:
+        said = f"{a} and {b} differ by {value:+.3f} [{low:+.3f}, {high:+.3f}], {p_words(p)}, in one run each"
+        return f"{where}: {said}: not called real, as other runs may differ; take two at least, better five (n_seeds)"
     if not row["verdict"]:
         said = f"no difference between {a} and {b} is shown: {value:+.3f} [{low:+.3f}, {high:+.3f}]"
         return f"{where}: {said}, {p_words(p)}"

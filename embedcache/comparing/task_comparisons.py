@@ -24,6 +24,7 @@ from embedcache.metrics.masks import Overlap
 from embedcache.metrics.paired import PairedDifference, compare_aurocs, paired_bootstrap
 from embedcache.metrics.retrieval import mean_of
 from embedcache.stage_two.comparisons import compared, headline
+from embedcache.stage_two.heads import TRAINED
 from embedcache.stage_two.kept import mask_folder, probe_folder
 from embedcache.stage_two.probe_tables import LEFT_OUT_NAME
 from embedcache.stage_two.scoring import Said, Scored, score
@@ -35,6 +36,19 @@ _ENOUGH = 0.4  # of the draws asked for, a hundred for each comparison: fewer gi
 
 
 Pairs = tuple[Pair, Pair]
+
+
+class Outcome(NamedTuple):
+    """What a comparison gives.
+
+    Args:
+        n_units: images, studies, patients or queries that it is of.
+        n_runs: trainings of a head or decoder that each side answers with; 0 where none is drawn by chance.
+    """
+
+    difference: PairedDifference
+    n_units: int
+    n_runs: int = 0
 
 
 class _Amount(NamedTuple):
@@ -57,12 +71,12 @@ class Compared:
 
     Args:
         names: columns of its row.
-        make: from a number of draws to the difference, and units it is of.
+        make: from a number of draws.
     """
 
     names: dict[str, object]
     pairs: Pairs
-    make: Callable[[int], tuple[PairedDifference, int]]
+    make: Callable[[int], Outcome]
 
 
 def comparisons(study: Study, task: Task) -> Iterator[Compared]:
@@ -111,7 +125,7 @@ def _of_probes(study: Study, task: Task, label: str, pairs: Sequence[Pairs]) -> 
         mine = table[(table[list(_Amount._fields)] == list(amount)).all(axis=1)]
         return mine.set_index("group")["value"].dropna()
 
-    def make(a: Pair, b: Pair, amount: _Amount, n_draws: int) -> tuple[PairedDifference, int]:
+    def make(a: Pair, b: Pair, amount: _Amount, n_draws: int) -> Outcome:
         without = [left_out(pair, amount) for pair in (a, b)]
         less = None
         if without[0] is not None and without[1] is not None:  # the groups are the same, as the patients are
@@ -121,7 +135,8 @@ def _of_probes(study: Study, task: Task, label: str, pairs: Sequence[Pairs]) -> 
         of_a.check_same(of_b)
         first, second = ((of.said, scored(pair, amount, n_draws)) for of, pair in ((of_a, a), (of_b, b)))
         found = compared(first, second, of_a.values, target, draws_of(amount, n_draws), by, left_out=less)
-        return found, len(of_a.values)
+        n_runs = min(len(of.said.probabilities) for of in (of_a, of_b)) if amount.head in TRAINED else 0
+        return Outcome(found, len(of_a.values), n_runs)
 
     for amount in answers(pairs[0][0]):
         metric = " ".join(filter(None, by))
@@ -209,10 +224,12 @@ def _of_masks(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Comp
         overlap = Overlap(both.astype(np.int64), predicted.astype(np.int64), true[0].astype(np.int64))
         return bootstrap(overlap.scores, _draws(ids.map(groups).to_numpy(object), n_draws))
 
-    def make(a: Pair, b: Pair, key: tuple[str, float], metric: str, n_draws: int) -> tuple[PairedDifference, int]:
+    def make(a: Pair, b: Pair, key: tuple[str, float], metric: str, n_draws: int) -> Outcome:
         j = MASK_METRICS.index(metric)
-        found = paired_bootstrap(*(sampled(pair, key, n_draws)[..., j] for pair in (a, b)))
-        return found, images(a)[key]["id"].nunique()
+        sides = [sampled(pair, key, n_draws)[..., j] for pair in (a, b)]
+        return Outcome(
+            paired_bootstrap(*sides), images(a)[key]["id"].nunique(), min(len(side.by_seed.value) for side in sides)
+        )
 
     for (decoder, fraction), metric in product(images(pairs[0][0]), ("dice", "dice_on_positives")):
         setting = f"{decoder} decoder, {100 * fraction:.3g}% of the masks"
@@ -235,10 +252,11 @@ def _of_retrieval(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[
         first = found[(found["direction"] == direction) & (found["rank"] == 1)]
         return pd.Series((first["first_own"] <= k).to_numpy(np.float64), index=first["query"].to_numpy(object))
 
-    def make(a: Pair, b: Pair, direction: str, n_draws: int) -> tuple[PairedDifference, int]:
+    def make(a: Pair, b: Pair, direction: str, n_draws: int) -> Outcome:
         first, second = hits(a, direction).align(hits(b, direction), join="inner")  # texts may be equal to one encoder
         draws = _draws(first.index.map(group_of[direction]).to_numpy(object), n_draws)
-        return paired_bootstrap(*(bootstrap(mean_of(side.to_numpy()), draws) for side in (first, second))), len(first)
+        sides = (bootstrap(mean_of(side.to_numpy()), draws) for side in (first, second))
+        return Outcome(paired_bootstrap(*sides), len(first))
 
     for direction in group_of:
         names = _names(task, "retrieval", direction.replace("_", " "), f"recall@{k}")
@@ -253,11 +271,11 @@ def _of_prompts(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Co
         found = pd.read_parquet(study.run_dir / study.folder(task, pair) / "zeroshot" / "predictions.parquet")
         return dict(iter(found.groupby("label", sort=False, observed=True)))
 
-    def make(a: Pair, b: Pair, label: str, n_draws: int) -> tuple[PairedDifference, int]:
+    def make(a: Pair, b: Pair, label: str, n_draws: int) -> Outcome:
         first, second = (said(pair)[label].dropna(subset="truth").set_index("id") for pair in (a, b))
         p, q = (of.loc[first.index, "probability"].to_numpy(np.float64) for of in (first, second))
         draws = _draws(first.index.map(groups).to_numpy(object), n_draws)
-        return compare_aurocs(first["truth"].to_numpy(np.int64), p, q, draws=draws), len(first)
+        return Outcome(compare_aurocs(first["truth"].to_numpy(np.int64), p, q, draws=draws), len(first))
 
     for label in said(pairs[0][0]) if pairs else ():
         names = _names(task, "zero-shot", "prompts", "auroc", label=label)

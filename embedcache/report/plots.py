@@ -176,12 +176,13 @@ def label_efficiency(scores: pd.DataFrame, *, metric: str, title: str) -> str:
 
 
 def differences_plot(differences: pd.DataFrame, *, metric: str, title: str) -> str:
-    """A row for each two compared, with the line of no difference; filled where the adjusted p is below 0.05.
+    """A row for each two compared, with the line of no difference; filled where one is better.
 
     Beyond `MOST_ROWS` those with the smallest p are shown.
 
     Args:
-        differences: `a`, `b`, `value`, `low`, `high`, `p_adjusted`, and `setting`, named where there are several.
+        differences: `a`, `b`, `value`, `low`, `high`, `p_adjusted`, `verdict`, and `setting`,
+            named where there are several.
     """
     if len(differences) > MOST_ROWS:
         first = differences["p_adjusted"].to_numpy(float).argsort(kind="stable")[:MOST_ROWS]
@@ -195,7 +196,7 @@ def differences_plot(differences: pd.DataFrame, *, metric: str, title: str) -> s
         figure = blank(WIDTH, 62 + 30 * max(len(rows), 1))
         axes = figure.subplots()
         for row, one in enumerate(differences.itertuples()):
-            _dot(axes, one, row, SERIES[0], "o", filled=bool(one.p_adjusted < 0.05))
+            _dot(axes, one, row, SERIES[0], "o", filled=bool(one.verdict))
         axes.axvline(0, color=INK, lw=1.1, zorder=1)
         _rows(axes, names, length=90)
         axes.set_xlabel(f"difference in {shown(metric_words(metric))}: first − second")

@@ -71,7 +71,8 @@ def difference_grids(differences: pd.DataFrame) -> Iterator[Grid]:
             yield grid(
                 f"differences in {of} ({task})",
                 f"Differences in {of}{on} ({task}) between two pairs of encoders, a less b, on the same patients. In "
-                f"brackets: 95% interval ({how}). p adjusted for all comparisons of the run.",
+                f"brackets: 95% interval ({how}). p adjusted for all comparisons of the run; one is "
+                "called better at 0.05, but not where heads were trained once.",
                 rows,
                 3,
             )

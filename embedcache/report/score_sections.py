@@ -133,8 +133,8 @@ def differences(table: pd.DataFrame) -> Iterator[Section]:
         words, name = metric_words(metric), ", ".join(part for part in (kind, task) if part)
         few = f" The {MOST_ROWS} of {len(some)} with the smallest p are drawn." if len(some) > MOST_ROWS else ""
         caption = (
-            f"Paired differences in {words} of {name} on the same patients, with 95% intervals. Filled: the p adjusted "
-            f"for all comparisons is below 0.05.{few}"
+            f"Paired differences in {words} of {name} on the same patients, with 95% intervals. Filled: one is "
+            f"called better: the p adjusted for all comparisons is at most 0.05, and not of one run alone.{few}"
         )
         svg = differences_plot(some, metric=metric, title=f"paired differences in {words} of {name}")
         plots.append(Plot(svg, caption))

@@ -14,7 +14,7 @@ from embedcache.stage_two.heads import HeadConfig
 QUICK = ProbeConfig(
     heads=("linear",),
     fractions=(1.0,),
-    n_seeds=1,
+    n_seeds=3,
     n_draws=200,
     controls=(),
     head=HeadConfig(epochs=8, min_steps=60, lr=1e-2),
