@@ -82,22 +82,21 @@ class Step:
     Args:
         name: unlike any other's of the run.
         folder: its files lie there, below the run's directory.
-        whole: whether all below the folder is its own; else the files directly in it.
+        patterns: of what in the folder is its own.
         needs: names of steps that must be done before.
         key: gives a fingerprint of all that determines its files; asked once its needs are done.
     """
 
     name: str
     folder: Path
-    whole: bool
+    patterns: tuple[str, ...]
     needs: tuple[str, ...]
     key: Callable[[], str] = field(repr=False)
     work: Work = field(repr=False)
 
     def files(self, run_dir: Path) -> list[Path]:
         """What it has left, in order; what a killed process was about to write is none of it."""
-        folder = run_dir / self.folder
-        found = folder.rglob("*") if self.whole else folder.glob("*")
+        found = [path for pattern in self.patterns for path in (run_dir / self.folder).glob(pattern)]
         return sorted(path for path in found if path.is_file() and path.suffix != ".tmp")
 
 
@@ -267,12 +266,13 @@ def _note(run_dir: Path, step: Step, key: str, done: Done) -> Done:
 def _begin(run_dir: Path, step: Step, key: str, *, copying: bool = False) -> None:
     """Notes that a step is begun; from here on its files are not what a note of before says.
 
-    What was begun under the same key is gone on with; files of another key, or of a copy, are removed.
+    What was begun under the same key is gone on with; files of another key, of a copy, or of a step that was done and
+    is damaged are removed.
     """
     path, known = _note_path(run_dir, step), None
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         said = json.loads(path.read_text("utf-8"))
-        known = None if said.get("copying") else said["key"]
+        known = None if said.get("copying") or "files" in said else said["key"]
     if known != key or copying:
         for file in step.files(run_dir):
             file.unlink(missing_ok=True)

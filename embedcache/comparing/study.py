@@ -28,7 +28,7 @@ from embedcache.fingerprint import digest_file, fingerprint
 from embedcache.report.contents import TEXT_COLUMNS
 from embedcache.report.plain_table import pair_name
 from embedcache.resources import available_bytes
-from embedcache.stage_two.config import OF_THE_MACHINE, TrainConfig
+from embedcache.stage_two.config import OF_THE_MACHINE, SEEDS, TrainConfig
 from embedcache.stage_two.kept import mask_folder, probe_folder
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.probe_tables import TABLES
@@ -151,14 +151,28 @@ class Study:
         home = tasks[0]
         self.pairs = [Pair(image, text) for image, text in product(home.images, home.texts or [""])]
         self.tasks = [_with_groups(task) for task in tasks] if len(self.pairs) > 1 else tasks
-        self.run_dir, self.train = run_dir, train
+        self.run_dir, self.train = run_dir, self._seeded(train)
         self._opened: dict[Path, Store] = {}
+
+    def _seeded(self, train: TrainConfig) -> TrainConfig:
+        """With as many trainings as heads have runs, unless their number was chosen: pairs are to be compared."""
+        if train.n_seeds is not None or len(self.pairs) < 2 or not any(pair.text for pair in self.pairs):
+            return train
+        n_runs = [1]
+        for task in self.tasks:
+            n_runs += [task.probe.n_seeds] if task.labels else []
+            n_runs += [task.segment.n_seeds] if task.segment is not None else []
+        return replace(train, n_seeds=max(n_runs))
 
     def store(self, path: Path) -> Store:
         """A store, opened once."""
         if path not in self._opened:
             self._opened[path] = open_store(path)
         return self._opened[path]
+
+    def n_adaptors(self, pair: Pair) -> int:
+        """Trainings of the pair's Adaptor; 0 where it has none."""
+        return len(self.train.trainings) if pair.text else 0
 
     def folder(self, task: Task, pair: Pair) -> Path:
         """Where a task of a pair leaves its results, within the run's directory."""
@@ -232,7 +246,8 @@ class Study:
             stores = [self.store(task.images[pair.image]), self.store(task.texts[pair.text])]
             return _key("train", task, self.train, stores)
 
-        return Step(_training_name(pair), pair.folder, False, (), key, Work(train_pair, arguments, device))
+        patterns = "*", f"{SEEDS}/*/*"
+        return Step(_training_name(pair), pair.folder, patterns, (), key, Work(train_pair, arguments, device))
 
     def _of_task(self, task: Task, pair: Pair, device: str) -> list[Step]:
         """What is scored of a pair on a dataset."""
@@ -253,12 +268,12 @@ class Study:
                 said = [f"{name}={value}" for name, value in more.items() if name in ("label", "labels", "prompts")]
                 of_files = [task.mask_digest] if what == "masks" else []
                 of_files += [repr(PromptSet.named(str(task.zeroshot)))] if what == "zero-shot" else []
-                return _key(what, task, config, opened, [*said, *of_files, *_adaptor_digests(adaptor)])
+                return _key(what, task, config, opened, [*said, *of_files, *self._adaptor_digests(adaptor)])
 
             needs = (_training_name(pair),) if pair.text else ()
             on = "" if task is self.tasks[0] else f"{task.name}: "
             work = Work(function, {**arguments, "config": config}, device)
-            found.append(Step(f"{pair.name}: {on}{what}", where, True, needs, key, work))
+            found.append(Step(f"{pair.name}: {on}{what}", where, ("**/*",), needs, key, work))
 
         for label in task.labels:
             where = probe_folder(folder, label)
@@ -274,6 +289,11 @@ class Study:
                 prompt_store=store, prompts=task.zeroshot, labels=task.labels,
             )  # fmt: skip
         return found
+
+    def _adaptor_digests(self, adaptor: Path | None) -> list[str]:
+        """Of a pair's Adaptors."""
+        folders = [] if adaptor is None else [adaptor / name for name in self.train.trainings]
+        return [digest_file(folder / name) for folder in folders for name in ("adaptor.safetensors", "config.json")]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """What all pairs' tasks left, by name: of probes as they are, of others with a prefix.
@@ -361,7 +381,3 @@ def _key(what: str, task: Task, config: Any, stores: Sequence[Store | None], mor
             "more": list(more),
         }
     )
-
-
-def _adaptor_digests(adaptor: Path | None) -> list[str]:
-    return [] if adaptor is None else [digest_file(adaptor / name) for name in ("adaptor.safetensors", "config.json")]

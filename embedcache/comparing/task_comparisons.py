@@ -18,6 +18,7 @@ import pandas as pd
 
 from embedcache.comparing.study import Pair, Study, Task, read_table
 from embedcache.errors import RunStateError
+from embedcache.metrics.classification import Ranking
 from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
 from embedcache.metrics.masks import NAMES as MASK_METRICS
 from embedcache.metrics.masks import Overlap
@@ -43,7 +44,7 @@ class Outcome(NamedTuple):
 
     Args:
         n_units: images, studies, patients or queries that it is of.
-        n_runs: trainings of a head or decoder that each side answers with; 0 where none is drawn by chance.
+        n_runs: trainings that each side answers with, from as many seeds; 0 where nothing in them is drawn by chance.
     """
 
     difference: PairedDifference
@@ -134,9 +135,12 @@ def _of_probes(study: Study, task: Task, label: str, pairs: Sequence[Pairs]) -> 
         of_a, of_b = (answers(pair)[amount] for pair in (a, b))
         of_a.check_same(of_b)
         first, second = ((of.said, scored(pair, amount, n_draws)) for of, pair in ((of_a, a), (of_b, b)))
-        found = compared(first, second, of_a.values, target, draws_of(amount, n_draws), by, left_out=less)
-        n_runs = min(len(of.said.probabilities) for of in (of_a, of_b)) if amount.head in TRAINED else 0
-        return Outcome(found, len(of_a.values), n_runs)
+        n_runs = min(len(of.said.probabilities) for of in (of_a, of_b))
+        turns = min(n_runs, study.n_adaptors(a))
+        found = compared(
+            first, second, of_a.values, target, draws_of(amount, n_draws), by, n_turns=turns, left_out=less
+        )
+        return Outcome(found, len(of_a.values), turns or (n_runs if amount.head in TRAINED else 0))
 
     for amount in answers(pairs[0][0]):
         metric = " ".join(filter(None, by))
@@ -227,6 +231,8 @@ def _of_masks(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Comp
     def make(a: Pair, b: Pair, key: tuple[str, float], metric: str, n_draws: int) -> Outcome:
         j = MASK_METRICS.index(metric)
         sides = [sampled(pair, key, n_draws)[..., j] for pair in (a, b)]
+        turns = study.n_adaptors(a)
+        sides = [side.by_turn(turns) for side in sides] if turns else sides
         return Outcome(
             paired_bootstrap(*sides), images(a)[key]["id"].nunique(), min(len(side.by_seed.value) for side in sides)
         )
@@ -247,16 +253,21 @@ def _of_retrieval(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[
     k = max(task.retrieve.at) if task.retrieve is not None else 0
 
     @cache
-    def hits(pair: Pair, direction: str) -> pd.Series:
-        found = pd.read_parquet(study.run_dir / study.folder(task, pair) / "retrieval" / "matches.parquet")
-        first = found[(found["direction"] == direction) & (found["rank"] == 1)]
-        return pd.Series((first["first_own"] <= k).to_numpy(np.float64), index=first["query"].to_numpy(object))
+    def hits(pair: Pair, direction: str) -> pd.DataFrame:
+        found = pd.read_parquet(study.run_dir / study.folder(task, pair) / "retrieval" / "first_own.parquet")
+        asked = found[found["direction"] == direction]
+        return asked.assign(hit=asked["first_own"] <= k).pivot(index="query", columns="seed", values="hit")
 
     def make(a: Pair, b: Pair, direction: str, n_draws: int) -> Outcome:
-        first, second = hits(a, direction).align(hits(b, direction), join="inner")  # texts may be equal to one encoder
+        first, second = hits(a, direction).align(
+            hits(b, direction), join="inner", axis=0
+        )  # texts may be equal to one encoder
         draws = _draws(first.index.map(group_of[direction]).to_numpy(object), n_draws)
-        sides = (bootstrap(mean_of(side.to_numpy()), draws) for side in (first, second))
-        return Outcome(paired_bootstrap(*sides), len(first))
+        sides = [
+            Sampled.of_runs([bootstrap(mean_of(of_seed), draws) for of_seed in side.to_numpy(np.float64).T])
+            for side in (first, second)
+        ]
+        return Outcome(paired_bootstrap(*sides), len(first), study.n_adaptors(a))
 
     for direction in group_of:
         names = _names(task, "retrieval", direction.replace("_", " "), f"recall@{k}")
@@ -269,13 +280,23 @@ def _of_prompts(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Co
     @cache
     def said(pair: Pair) -> dict[str, pd.DataFrame]:
         found = pd.read_parquet(study.run_dir / study.folder(task, pair) / "zeroshot" / "predictions.parquet")
-        return dict(iter(found.groupby("label", sort=False, observed=True)))
+        by_label = found.dropna(subset="truth").groupby("label", sort=False, observed=True)
+        return {label: of.set_index(["id", "truth", "seed"])["probability"].unstack() for label, of in by_label}
 
     def make(a: Pair, b: Pair, label: str, n_draws: int) -> Outcome:
-        first, second = (said(pair)[label].dropna(subset="truth").set_index("id") for pair in (a, b))
-        p, q = (of.loc[first.index, "probability"].to_numpy(np.float64) for of in (first, second))
-        draws = _draws(first.index.map(groups).to_numpy(object), n_draws)
-        return Outcome(compare_aurocs(first["truth"].to_numpy(np.int64), p, q, draws=draws), len(first))
+        first = said(a)[label]
+        second = said(b)[label].loc[first.index]
+        ids, truth = first.index.get_level_values("id"), first.index.get_level_values("truth").to_numpy(np.int64)
+        draws = _draws(ids.map(groups).to_numpy(object), n_draws)
+        if first.shape[1] == second.shape[1] == 1:
+            found = compare_aurocs(truth, first[0].to_numpy(), second[0].to_numpy(), draws=draws)
+        else:
+            sides = [
+                Sampled.of_runs([bootstrap(Ranking.of(truth, p).auroc, draws) for p in side.to_numpy(np.float64).T])
+                for side in (first, second)
+            ]
+            found = paired_bootstrap(*sides)
+        return Outcome(found, len(first), study.n_adaptors(a))
 
     for label in said(pairs[0][0]) if pairs else ():
         names = _names(task, "zero-shot", "prompts", "auroc", label=label)

@@ -6,7 +6,7 @@ Shape notation: n rows, g patients, k draws, s seeds. Intervals hold 95% and lie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -46,6 +46,11 @@ class Sampled:
     value: np.ndarray
     samples: np.ndarray
 
+    @classmethod
+    def of_runs(cls, runs: Sequence[Sampled]) -> Sampled:
+        """A score of several runs on the same draws: value (s, ...), samples (k, s, ...)."""
+        return cls(np.stack([run.value for run in runs]), np.stack([run.samples for run in runs], axis=1))
+
     def __getitem__(self, index: int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]) -> Sampled:
         """One of several scores, as `value[index]` would give it."""
         at = index if isinstance(index, tuple) else (index,)
@@ -59,6 +64,13 @@ class Sampled:
                 f"scores of shape {self.value.shape}, expected one score, or one for each seed; choose one"
             )
         return Sampled(self.value.reshape(-1), self.samples.reshape(len(self.samples), -1))
+
+    def by_turn(self, n: int) -> Sampled:
+        """Averaged over seeds that share one of n things, which they took in turn: value (n,), samples (k, n)."""
+        each = self.by_seed
+        turns = [slice(turn, None, n) for turn in range(min(n, len(each.value)))]
+        value = np.array([each.value[turn].mean() for turn in turns])
+        return Sampled(value, np.stack([each.samples[:, turn].mean(axis=1) for turn in turns], axis=1))
 
     @property
     def mean(self) -> Sampled:

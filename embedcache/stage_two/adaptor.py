@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from embedcache.errors import FingerprintMismatchError, RunNotFoundError, SettingsError
 from embedcache.fingerprint import digest_arrays
 from embedcache.output import write_text
-from embedcache.stage_two.config import Kind, TrainConfig
+from embedcache.stage_two.config import SEEDS, Kind, TrainConfig
 from embedcache.stage_two.files import write_tensors
 from embedcache.stage_two.inputs import InputNorm, unit
 from embedcache.stage_two.published import model_card, reference_weights
@@ -340,6 +340,12 @@ def read_adaptor(run_dir: str | Path) -> Adaptor:
     if not (Path(run_dir) / CONFIG).is_file():
         raise _no_adaptor(run_dir)
     return Adaptor.from_pretrained(run_dir)
+
+
+def read_adaptors(run_dir: str | Path) -> list[Adaptor]:
+    """The Adaptors of a run directory, one for each seed that it was trained from; see `read_adaptor`."""
+    others = [path.parent for path in (Path(run_dir) / SEEDS).glob(f"*/{CONFIG}")]
+    return [read_adaptor(path) for path in (run_dir, *sorted(others, key=lambda path: int(path.name)))]
 
 
 @torch.inference_mode()

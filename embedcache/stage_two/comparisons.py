@@ -28,6 +28,7 @@ def compared(
     draws: PatientDraws,
     by: Headline,
     *,
+    n_turns: int = 0,
     left_out: np.ndarray | None = None,
 ) -> PairedDifference:
     """How much a exceeds b: by DeLong where it holds (one run, one unit a patient, and nothing blank), else by draws.
@@ -35,6 +36,7 @@ def compared(
     Args:
         values: labels of the units, (u, t).
         draws: of their patients, under which both were scored.
+        n_turns: Adaptors that the runs took in turn, whose runs are averaged; 0 where each run stands for itself.
         left_out: how much a exceeds b where groups of training patients are left out, see `paired_bootstrap`.
     """
     (first, scored), (second, other) = a, b
@@ -43,4 +45,6 @@ def compared(
     if of_auroc and len(of_a.value) == len(of_b.value) == 1 and not np.isnan(values).any():
         p, q = (told.probabilities[0, :, 0] for told in (first, second))
         return compare_aurocs(values[:, 0].astype(np.int64), p, q, draws=draws, left_out=left_out)
+    if n_turns:
+        of_a, of_b = of_a.by_turn(n_turns), of_b.by_turn(n_turns)
     return paired_bootstrap(of_a, of_b, left_out=left_out)

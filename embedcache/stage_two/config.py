@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -18,6 +18,8 @@ Loss = Literal["clip", "siglip"]
 Positives = Literal["text_digest", "report_id", "row"]
 Features = Literal["embeddings", "tokens"]
 OF_THE_MACHINE = ("device", "data", "capture", "checkpoint_s", "tensorboard", "wandb")  # these change no result
+
+SEEDS = "seeds"  # below a run: what other seeds gave
 
 _SIGLIP_LOGIT_SCALE, _SIGLIP_LOGIT_BIAS = math.log(20.0), -10.0
 _CLIP_LOGIT_SCALE = 2.6592  # log(1 / 0.07)
@@ -50,6 +52,9 @@ class TrainConfig:
         checkpoint_s: seconds between checkpoints; a killed run goes on from the last one.
         tensorboard: also write TensorBoard's event files into the run directory.
         wandb: project at W&B that is told of each epoch too; blank for none.
+        seed: of weights and of the order of batches.
+        n_seeds: trainings, each from the next seed, that scores are then taken over; by default 3 where encoders are
+            compared, else one. The first is what new images are answered with.
     """
 
     epochs: Annotated[int, Ge(1)] = 50
@@ -85,6 +90,7 @@ class TrainConfig:
     tensorboard: bool = False
     wandb: str = ""
     seed: Annotated[int, Ge(-(2**63)), Lt(2**63)] = 0
+    n_seeds: Annotated[int, Ge(1)] | None = None
     device: str = "auto"
 
     __pydantic_config__ = STRICT
@@ -104,6 +110,14 @@ class TrainConfig:
             raise ValueError("mixup with tokens, expected embeddings: tokens of two samples do not lie side by side")
         if self.order == "shards" and self.data == "resident":
             raise ValueError("order 'shards' with resident data, expected data 'streamed' or 'auto'")
+
+    @property
+    def trainings(self) -> dict[str, TrainConfig]:
+        """Each single training, by the name of its folder below that of the run; the first is the run's own."""
+        return {
+            f"{SEEDS}/{k}" if k else "": replace(self, seed=self.seed + k, n_seeds=None)
+            for k in range(self.n_seeds or 1)
+        }
 
     @property
     def logit_scale(self) -> float:

@@ -22,7 +22,7 @@ from embedcache.device import full_precision, pick_device
 from embedcache.errors import FingerprintMismatchError, ManifestError, SettingsError
 from embedcache.metrics.intervals import PatientDraws
 from embedcache.progress import Progress
-from embedcache.stage_two.adaptor import Adaptor, adaptor_digest, encoded_images, read_adaptor
+from embedcache.stage_two.adaptor import Adaptor, adaptor_digest, encoded_images, read_adaptors
 from embedcache.stage_two.answers import Answer, answers
 from embedcache.stage_two.calibrating import Calibrator
 from embedcache.stage_two.controls import metadata_features, shuffled, told_by_text
@@ -91,13 +91,14 @@ class _Setting:
 
     Args:
         control: its name, blank for the result itself.
-        features: of the samples of all test sets that it is scored on.
+        features: of the samples of all test sets that it is scored on: one for all runs, or one for each Adaptor, on
+            which runs learn in turn.
         budgets: labels.
         n_tests: how many of the test sets it is scored on.
     """
 
     control: str
-    features: Callable[[], Tensor]
+    features: Callable[[], Sequence[Tensor]]
     budgets: Callable[[], Sequence[Budget]]
     n_tests: int
 
@@ -110,10 +111,10 @@ class _Probe:
     ) -> None:
         self.config, self.manifest, self.store, self.label = config, manifest, store, label
         self.device = pick_device(config.device)
-        self.adaptor = None if run_dir is None else _adaptor_for(store, run_dir)
+        self.adaptors = [] if run_dir is None else _adaptors_for(store, run_dir)
         self.random_store: Store | None = None
         self.text_store: Store | None = None
-        if config.as_published and (self.adaptor is None or self.adaptor.config["kind"] != "attention"):
+        if config.as_published and not (self.adaptors and self.adaptors[0].config["kind"] == "attention"):
             raise SettingsError("as_published is a way to apply the paper's Adaptor: name the run directory of one")
         self.target = Target.of(manifest, label)
         if config.prevalence is not None and self.target.task != "binary":
@@ -194,32 +195,35 @@ class _Probe:
             return self.budgets
 
         @cache
-        def result() -> Tensor:
-            return self._of_samples(self.raw if adaptor is None else self._adapted_by(adaptor))
+        def result() -> Sequence[Tensor]:
+            return [self._of_samples(self._adapted_by(adaptor)) for adaptor in self.adaptors] or raw()
 
-        def raw() -> Tensor:
-            return self._of_samples(self.raw)
+        def raw() -> Sequence[Tensor]:
+            return [self._of_samples(self.raw)]
 
-        adaptor, controls = self.adaptor, []
-        if adaptor is not None:
+        controls = []
+        if self.adaptors:
             controls.append(_Setting("no-adaptor", raw, own, everywhere))
             controls.append(
                 _Setting(
                     "untrained-adaptor",
-                    lambda: self._of_samples(self._adapted_by(adaptor.untrained())),
+                    lambda: [
+                        self._of_samples(self._adapted_by(adaptor.untrained(k)))
+                        for k, adaptor in enumerate(self.adaptors)
+                    ],
                     own,
                     everywhere,
                 )
             )
         if self.random_store is not None:
-            controls.append(_Setting("random-encoder", self._of_random_encoder, own, 1))
+            controls.append(_Setting("random-encoder", lambda: [self._of_random_encoder()], own, 1))
         controls.append(
             _Setting("shuffled-labels", result, lambda: [shuffled(budget) for budget in self.budgets], everywhere)
         )
         metadata = metadata_features(pd.concat([s.frame for s in self.sets], ignore_index=True), self.train)
         if metadata is not None:
             of_metadata = torch.from_numpy(metadata)
-            controls.append(_Setting("metadata-only", lambda: of_metadata.to(self.device), own, everywhere))
+            controls.append(_Setting("metadata-only", lambda: [of_metadata.to(self.device)], own, everywhere))
         texts = self._texts()
         if texts:
             controls.append(_Setting("text-as-label", raw, lambda: self._told_by(texts), everywhere))
@@ -271,7 +275,7 @@ class _Probe:
     def _score(
         self,
         setting: _Setting,
-        features: Tensor,
+        features: Sequence[Tensor],
         some: Sequence[Budget],
         head: str,
         of_result: dict[object, tuple[Said, Scored]],
@@ -279,7 +283,7 @@ class _Probe:
         """All budgets of one setting and head."""
         asked = np.concatenate(self.asked[: setting.n_tests])
         if setting.control == "as-published":  # what an image's features are depends on the labels that are used
-            found = [self._answers(self._across_batches(features, b), head, [b], asked)[0] for b in some]
+            found = [self._answers([self._across_batches(features, b)], head, [b], asked)[0] for b in some]
         else:
             found = self._answers(features, head, some, asked)
         ends = np.cumsum([len(a) for a in self.asked[: setting.n_tests]])[:-1]
@@ -301,13 +305,13 @@ class _Probe:
                     of_result[key] = told, scored[-1]
                     self.tables.add_details(names, test, told, chosen, runs, scored[-1].scorable)
                     if k == 0 and amount == self.tables.most:
-                        self._keep(head, features, runs[0], chosen[0], told)
+                        self._keep(head, features[0], runs[0], chosen[0], told)
                 elif setting.control != "as-published":
                     self.tables.add_gains(names, test, of_result[key], (told, scored[-1]))
             if len(scored) > 1:
                 self.tables.add_difference(names, *scored)
 
-    def _leave_out(self, features: Tensor, some: Sequence[Budget], head: str) -> None:
+    def _leave_out(self, features: Sequence[Tensor], some: Sequence[Budget], head: str) -> None:
         """Scores the first run without each group of its training patients, where other runs have the same."""
         for _, members in groupby(some, key=lambda budget: budget.amount):
             runs = list(members)
@@ -353,24 +357,32 @@ class _Probe:
 
     @cached_property
     def _source(self) -> Source:
-        return Source.of(self.store, adaptor_digest(self.adaptor))
+        return Source.of(self.store, adaptor_digest(self.adaptors[0] if self.adaptors else None))
 
-    def _answers(self, x: Tensor, head: str, some: Sequence[Budget], asked: np.ndarray) -> list[Answer]:
-        if self.config.standardise and head != "knn":
-            x = standardised(x, self.train)
-        return answers(head, x, some, asked, target=self.target, config=self.config)
+    def _answers(
+        self, features: Sequence[Tensor], head: str, some: Sequence[Budget], asked: np.ndarray
+    ) -> list[Answer]:
+        """Of each budget, learnt on the features whose turn its seed is."""
+        found: dict[int, Answer] = {}
+        for turn, x in enumerate(features):
+            mine = [k for k, budget in enumerate(some) if budget.seed % len(features) == turn]
+            if mine:
+                x = standardised(x, self.train) if self.config.standardise and head != "knn" else x
+                of_mine = answers(head, x, [some[k] for k in mine], asked, target=self.target, config=self.config)
+                found.update(zip(mine, of_mine, strict=True))
+        return [found[k] for k in range(len(some))]
 
     @torch.inference_mode()
-    def _across_batches(self, x: Tensor, budget: Budget) -> Tensor:
+    def _across_batches(self, features: Sequence[Tensor], budget: Budget) -> Tensor:
         """The Adaptor's outputs as the published code has them: each image attends to those of its batch."""
-        assert self.adaptor is not None
+        turn = budget.seed % len(features)
         raw, size = self._of_samples(self.raw), self.config.head.batch_size
         of_train = np.random.default_rng(budget.seed).permutation(budget.rows)
-        found = x.clone()
+        found = features[turn].clone()
         for rows in (of_train, budget.valid, *self.asked):
-            for part in torch.from_numpy(rows).to(x.device).split(size):
+            for part in torch.from_numpy(rows).to(found.device).split(size):
                 if len(part):
-                    found[part] = self.adaptor.encode_image(raw[part].unsqueeze(0)).squeeze(0)
+                    found[part] = self.adaptors[turn].encode_image(raw[part].unsqueeze(0)).squeeze(0)
         return found
 
     def _names(self, control: str, head: str, some: Sequence[Budget]) -> Row:
@@ -390,9 +402,10 @@ class _Probe:
         return next(b for b in self.budgets if (b.amount, b.seed) == (budget.amount, budget.seed))
 
 
-def _adaptor_for(store: Store, run_dir: str | Path) -> Adaptor:
-    adaptor = read_adaptor(run_dir)
-    adaptor.check_encoder(store, run_dir)
-    if adaptor.encoders["image"].get("features") == "tokens":
+def _adaptors_for(store: Store, run_dir: str | Path) -> list[Adaptor]:
+    adaptors = read_adaptors(run_dir)
+    for adaptor in adaptors:
+        adaptor.check_encoder(store, run_dir)
+    if adaptors[0].encoders["image"].get("features") == "tokens":
         raise SettingsError(f"{run_dir}: its Adaptor was trained on tokens, a probe reads embeddings: train on those")
-    return adaptor
+    return adaptors

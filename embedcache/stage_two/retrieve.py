@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from embedcache.data.manifest import Manifest
 from embedcache.device import full_precision, pick_device
 from embedcache.errors import ManifestError, SettingsError, TrainingError, some_ids
-from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap, over_patients
+from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap, over_patients_and_seeds
 from embedcache.metrics.retrieval import (
     chance_recall_at,
     mean_of,
@@ -27,7 +28,7 @@ from embedcache.metrics.retrieval import (
     weighted_medians,
 )
 from embedcache.output import write_tables
-from embedcache.stage_two.adaptor import Adaptor, read_adaptor
+from embedcache.stage_two.adaptor import Adaptor, read_adaptors
 from embedcache.stage_two.alignment import embed_pairs, unfit_pairs
 from embedcache.stage_two.config import TrainConfig
 from embedcache.stage_two.feed import Feed, fits
@@ -45,7 +46,7 @@ _KEPT = 10  # best matches that are written down for each query
 
 @dataclass(frozen=True, eq=False)
 class RetrievalResult:
-    """What queries found. Every interval holds 95% over patients.
+    """What queries found. Every interval holds 95% over patients and over the run's seeds.
 
     Args:
         scores: a row per control (`""` is the result; `untrained-adaptor`; `by-sentences` is the result with texts
@@ -56,22 +57,25 @@ class RetrievalResult:
             the commonest text first; undefined for precision), `n_queries`, `n_candidates`.
         matches: of the result, a row per query and rank up to 10: `direction`, `query`, `rank`, `match`,
             `is_own`, and `first_own`, the rank of its own first match. Texts go by the id of their first report.
+        first_own: of each of the run's Adaptors, a row per query: `seed` (from 0), `direction`, `query`, `first_own`.
         warning: one line where the manifest's splits share patients or files; blank where they do not.
         notes: what is to be known of these scores.
     """
 
     scores: pd.DataFrame
     matches: pd.DataFrame
+    first_own: pd.DataFrame
     warning: str
     notes: tuple[str, ...] = ()
 
     def write(self, folder: str | Path) -> None:
-        """Writes `scores.csv` and `matches.parquet`.
+        """Writes `scores.csv`, `matches.parquet` and `first_own.parquet`.
 
         Raises:
             OutputError: they cannot be written there.
         """
-        write_tables(Path(folder), {"scores.csv": self.scores, "matches.parquet": self.matches})
+        tables = {"scores.csv": self.scores, "matches.parquet": self.matches, "first_own.parquet": self.first_own}
+        write_tables(Path(folder), tables)
 
 
 def retrieve(
@@ -99,9 +103,10 @@ def retrieve(
     """
     config = config or RetrieveConfig()
     images, texts, device = opened(image_store), opened(text_store), pick_device(config.device)
-    adaptor = read_adaptor(run_dir)
-    for store in (images, texts):
-        adaptor.check_encoder(store, run_dir)
+    adaptors = read_adaptors(run_dir)
+    for each, store in product(adaptors, (images, texts)):
+        each.check_encoder(store, run_dir)
+    adaptor = adaptors[0]
     if adaptor.config["attention"] == "cross-modal":
         raise SettingsError(
             f"{run_dir}: its Adaptor has cross-modal attention, in which an image's vector depends on its own report: "
@@ -128,21 +133,30 @@ def retrieve(
     kept = max((_KEPT, *config.at)) if labels else _KEPT
     with full_precision:
         feed = Feed(pairs, device, resident=fits([pairs], device))
-        settings = {"": adaptor, **({"untrained-adaptor": adaptor.untrained()} if config.controls else {})}
-        runs = {name: _found(made.to(device), feed, kept) for name, made in settings.items()}
-        report_ids, first = manifest.frame["report_id"].to_numpy()[rows], runs[""].first
+        settings = {"": adaptors}
+        if config.controls:
+            settings["untrained-adaptor"] = [each.untrained(seed) for seed, each in enumerate(adaptors)]
+        runs = {name: [_found(each.to(device), feed, kept) for each in made] for name, made in settings.items()}
+        report_ids, first = manifest.frame["report_id"].to_numpy()[rows], runs[""][0].first
         if sentence_store is not None:
             sentences, image_rows = opened(sentence_store), pairs.image.rows[pairs.image.index[:, 0]]
-            scores = sentence_scores(
-                adaptor.eval(), images, image_rows, manifest, texts, sentences, report_ids[first].tolist()
-            )
-            runs["by-sentences"] = find_scored_pairs(scores, pairs.texts, k=kept)
+            told = report_ids[first].tolist()
+            runs["by-sentences"] = [
+                find_scored_pairs(
+                    sentence_scores(each.eval(), images, image_rows, manifest, texts, sentences, told),
+                    pairs.texts,
+                    k=kept,
+                )
+                for each in adaptors
+            ]
         tables = [_Scoring(found, groups, values, config).table(name) for name, found in runs.items()]
-        matches = _matches(runs[""], pairs.ids, report_ids[first])
+        matches = _matches(runs[""][0], pairs.ids, report_ids[first])
+        first_own = [_first_own(found, seed, pairs.ids, report_ids[first]) for seed, found in enumerate(runs[""])]
     notes = [f"{manifest.name}: {joined.n_failed} pairs of all splits left out, as stage one could not read them"]
     return RetrievalResult(
         pd.concat(tables, ignore_index=True),
         matches,
+        pd.concat(first_own, ignore_index=True),
         leak_words(manifest, images, run_dir, pairs.ids if config.split == "test" else ()),
         tuple(notes if joined.n_failed else ()),
     )
@@ -169,26 +183,29 @@ def _found(adaptor: Adaptor, feed: Feed, kept: int) -> FoundPairs:
 
 
 class _Scoring:
-    """Scores of what was found in one space."""
+    """Scores of what was found in the space of each seed."""
 
     def __init__(
-        self, found: FoundPairs, groups: np.ndarray, values: dict[str, np.ndarray], config: RetrieveConfig
+        self, runs: Sequence[FoundPairs], groups: np.ndarray, values: dict[str, np.ndarray], config: RetrieveConfig
     ) -> None:
-        self._text_of, self._values, self._config = found.text_of, values, config
-        counts = np.bincount(found.text_of)
+        first = runs[0]
+        self._text_of, self._values, self._config = first.text_of, values, config
+        counts, ones = np.bincount(first.text_of), np.ones(len(groups), np.int64)
         self._directions = {
-            "image_to_report": (found.to_text, np.ones(len(groups), np.int64), counts, groups),
-            "report_to_image": (found.to_image, counts, np.ones(len(groups), np.int64), groups[found.first]),
+            "image_to_report": ([found.to_text for found in runs], ones, counts, groups),
+            "report_to_image": ([found.to_image for found in runs], counts, ones, groups[first.first]),
         }
 
     def table(self, control: str) -> pd.DataFrame:
         """Rows of `RetrievalResult.scores`."""
         rows: list[dict[str, object]] = []
-        for direction, (found, n_matches, n_asking, groups) in self._directions.items():
+        for direction, (runs, n_matches, n_asking, groups) in self._directions.items():
             draws = PatientDraws(groups, self._config.n_draws, seed=0)
-            for of_metric, sampled in self._scores(direction, found, n_matches, n_asking, draws):
-                names = {"control": control, "direction": direction, **of_metric}
-                rows.append(names | asdict(over_patients(sampled)) | {"n_candidates": len(n_asking)})
+            of_runs = [self._scores(direction, found, n_matches, n_asking, draws) for found in runs]
+            for same in zip(*of_runs, strict=True):  # a metric of each run
+                names = {"control": control, "direction": direction, **same[0][0]}
+                interval = over_patients_and_seeds(Sampled.of_runs([sampled for _, sampled in same]), seed=0)
+                rows.append(names | asdict(interval) | {"n_candidates": len(n_asking)})
         return pd.DataFrame(rows)
 
     def _scores(
@@ -227,6 +244,18 @@ class _Scoring:
 
 def _named(metric: str, label: str, chance: float, one_order: float, n_queries: int) -> dict[str, object]:
     return {"metric": metric, "label": label, "chance": chance, "one_order": one_order, "n_queries": n_queries}
+
+
+def _first_own(pairs: FoundPairs, seed: int, images: np.ndarray, texts: np.ndarray) -> pd.DataFrame:
+    """Rows of `RetrievalResult.first_own`; see `_matches`."""
+    parts = [
+        pd.DataFrame({"seed": seed, "direction": direction, "query": queries, "first_own": found.ranks})
+        for direction, found, queries in (
+            ("image_to_report", pairs.to_text, images),
+            ("report_to_image", pairs.to_image, texts),
+        )
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _matches(pairs: FoundPairs, images: np.ndarray, texts: np.ndarray) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from embedcache.errors import ManifestError, SettingsError
 from embedcache.metrics.intervals import PatientDraws
 from embedcache.metrics.masks import Overlap
 from embedcache.progress import Progress
-from embedcache.stage_two.adaptor import Adaptor, adaptor_digest, read_adaptor
+from embedcache.stage_two.adaptor import Adaptor, adaptor_digest, read_adaptors
 from embedcache.stage_two.decoder_fit import DecoderFit, overlap_with
 from embedcache.stage_two.decoders import make_decoder
 from embedcache.stage_two.kept import KeptDecoder, Source
@@ -86,10 +86,10 @@ class _Segmentation:
         self.config, self.manifest, self.store = config, manifest, store
         self.device = pick_device(config.device)
         self._check_decoders(store)
-        self.adaptor = None if run_dir is None else read_adaptor(run_dir)
-        if self.adaptor is not None:
-            self.adaptor.check_encoder(store, run_dir)
-            if self.adaptor.config["attention"] == "cross-modal":
+        self.adaptors = [] if run_dir is None else read_adaptors(run_dir)
+        for adaptor in self.adaptors:
+            adaptor.check_encoder(store, run_dir)
+            if adaptor.config["attention"] == "cross-modal":
                 raise SettingsError(
                     f"{run_dir}: its Adaptor has cross-modal attention, and an image alone has no text to attend to; "
                     "train one with attention 'self'"
@@ -119,7 +119,7 @@ class _Segmentation:
             self.tables.note(f"{manifest.name}: {joined.n_failed} images left out, as stage one could not read them")
         if not known.all():
             self.tables.note(f"{manifest.name}: {int((~known).sum())} images left out, as their mask is not known")
-        if self.adaptor is not None and self.adaptor.encoders["image"].get("features") != "tokens":
+        if self.adaptors and self.adaptors[0].encoders["image"].get("features") != "tokens":
             self.tables.note(
                 "the Adaptor was trained on embeddings, as the paper's: of its attention over tokens, queries and keys "
                 "are as they were drawn"
@@ -151,23 +151,25 @@ class _Segmentation:
         budgets = [[self._budget(f, seed) for seed in range(config.n_seeds)] for f in config.fractions]
         n_runs = len(settings) * len(config.decoders) * len(config.fractions) * config.n_seeds
         with Progress("segmenting", total=n_runs, unit="run") as progress:
-
-            def run(control: str, feed: TokenFeed, decoder: str, budget: _Budget) -> Overlap:
-                overlap = self._run(control, feed, decoder, budget)
-                progress.advance()
-                return overlap
-
-            for control, make_feed in settings:
-                feed = make_feed()
+            for control, feeds in settings:
+                overlaps: dict[tuple[str, float, int], Overlap] = {}
+                for turn, make_feed in enumerate(feeds[: config.n_seeds]):
+                    feed = make_feed()
+                    for decoder, runs in product(config.decoders, budgets):
+                        for budget in runs[turn :: len(feeds)]:
+                            key = decoder, budget.fraction, budget.seed
+                            overlaps[key] = self._run(control, feed, decoder, budget)
+                            progress.advance()
+                    del feed  # the maps of the next one need its room
+                    release_memory(self.device)
                 for decoder, runs in product(config.decoders, budgets):
-                    self._judge(control, decoder, runs, [run(control, feed, decoder, budget) for budget in runs])
-                del feed  # the maps of the next setting need its room
-                release_memory(self.device)
+                    of_runs = [overlaps[decoder, budget.fraction, budget.seed] for budget in runs]
+                    self._judge(control, decoder, runs, of_runs)
         if "mean-mask" in config.controls:
             for runs in budgets:
-                overlaps = [self._mean_mask(budget) for budget in runs]
+                of_runs = [self._mean_mask(budget) for budget in runs]
                 for decoder in config.decoders:
-                    self._judge("mean-mask", decoder, runs, overlaps)
+                    self._judge("mean-mask", decoder, runs, of_runs)
         return self.tables.result(n_failed=self.n_failed, warning=self.warning, kept=self.kept)
 
     def _check_decoders(self, store: Store) -> None:
@@ -176,17 +178,22 @@ class _Segmentation:
             for decoder in self.config.decoders:
                 make_decoder(decoder, 1, token_grid(store), (self.config.size, self.config.size))
 
-    def _settings(self) -> list[tuple[str, Callable[[], TokenFeed]]]:
-        """The result, then each control that is asked for and whose needs are met; a feed is made in its turn."""
-        adaptor, asked = self.adaptor, self.config.controls
-        found = [("", lambda: self._feed(self.store, adaptor))]
-        if adaptor is not None and "no-adaptor" in asked:
-            found.append(("no-adaptor", lambda: self._feed(self.store, None)))
-        if adaptor is not None and "untrained-adaptor" in asked:
-            found.append(("untrained-adaptor", lambda: self._feed(self.store, adaptor.untrained())))
-        random = self.random_store
-        if random is not None and "random-encoder" in asked:
-            found.append(("random-encoder", lambda: self._feed(random, None)))
+    def _settings(self) -> list[tuple[str, list[Callable[[], TokenFeed]]]]:
+        """The result, then each control that is asked for and whose needs are met.
+
+        Each has a feed for all runs, or one for each Adaptor, on which runs learn in turn; made in its turn.
+        """
+        adaptors, asked = self.adaptors, self.config.controls
+        raw: Callable[[], TokenFeed] = partial(self._feed, self.store, None)
+        found: list[tuple[str, list[Callable[[], TokenFeed]]]]
+        found = [("", [partial(self._feed, self.store, adaptor) for adaptor in adaptors] or [raw])]
+        if adaptors and "no-adaptor" in asked:
+            found.append(("no-adaptor", [raw]))
+        if adaptors and "untrained-adaptor" in asked:
+            drawn = [adaptor.untrained(k) for k, adaptor in enumerate(adaptors)]
+            found.append(("untrained-adaptor", [partial(self._feed, self.store, adaptor) for adaptor in drawn]))
+        if self.random_store is not None and "random-encoder" in asked:
+            found.append(("random-encoder", [partial(self._feed, self.random_store, None)]))
         return found
 
     def _feed(self, store: Store, adaptor: Adaptor | None) -> TokenFeed:
@@ -225,7 +232,7 @@ class _Segmentation:
 
     @cached_property
     def _source(self) -> Source:
-        return Source.of(self.store, adaptor_digest(self.adaptor))
+        return Source.of(self.store, adaptor_digest(self.adaptors[0] if self.adaptors else None))
 
     def _mean_mask(self, budget: _Budget) -> Overlap:
         """One mask for every image: the mean of the training masks that are not empty, where it exceeds the level that

@@ -93,14 +93,15 @@ def train(
 
     Args:
         run_dir: gets `config.yaml`, `metrics.jsonl`, `metrics.csv`, `adaptor.safetensors` (best) with its
-            `config.json`, `last.safetensors` and `checkpoint.safetensors`.
+            `config.json`, `last.safetensors` and `checkpoint.safetensors`; with `config.n_seeds` also `seeds/<k>` with
+            those of each further seed, which scores of the run are then taken over. The result is the first's.
 
     Raises:
         JoinError, MissingIdsError: images and reports that do not belong together.
         RunStateError: the directory holds a run of other settings, stores or pairs.
         TrainingError: a loss that is not finite; the message names ids of the batch.
     """
-    return _train(manifest, image_store, text_store, Path(run_dir), {"": config or TrainConfig()})[""]
+    return _train(manifest, image_store, text_store, Path(run_dir), (config or TrainConfig()).trainings)[""]
 
 
 def train_many(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,10 +22,10 @@ from embedcache.data.prompts import PromptSet, Wordings, prompt_id
 from embedcache.device import full_precision, pick_device
 from embedcache.errors import JoinError, ManifestError, MissingIdsError, SettingsError, some_ids
 from embedcache.metrics.classification import Ranking
-from embedcache.metrics.intervals import PatientDraws, Score, bootstrap, over_patients
+from embedcache.metrics.intervals import PatientDraws, Sampled, Score, bootstrap, over_patients_and_seeds
 from embedcache.output import write_tables
 from embedcache.settings import STRICT, check
-from embedcache.stage_two.adaptor import encoded_images, read_adaptor
+from embedcache.stage_two.adaptor import encoded_images, read_adaptors
 from embedcache.stage_two.inputs import unit
 from embedcache.stage_two.leaks import leak_words
 from embedcache.stage_two.targets import Target
@@ -53,14 +54,14 @@ class ZeroShotConfig:
 
 @dataclass(frozen=True, eq=False)
 class ZeroShotResult:
-    """What prompts say of images. Every interval holds 95% over patients.
+    """What prompts say of images. Every interval holds 95% over patients and over the run's seeds.
 
     Args:
         scores: a row per label and metric (`auroc`, `average_precision`): `value`, `low`, `high`, `n_wordings`,
             `worst_wording`, `best_wording` (the metric of single wordings), `inverted` (an AUROC whose interval lies
             wholly below 0.5), `n_test`, `n_positive`.
         wordings: a row per label and single wording: its prompts and its `auroc`.
-        predictions: a row per image and label: `id`, `label`, `truth`, `probability`.
+        predictions: a row per seed, image and label: `seed` (from 0), `id`, `label`, `truth`, `probability`.
         warning: one line where the manifest's splits share patients or files; blank where they do not.
         notes: what is to be known of these scores, inverted prompts among them.
     """
@@ -113,10 +114,10 @@ def zero_shot(
     config = config or ZeroShotConfig()
     prompts = prompts if isinstance(prompts, PromptSet) else PromptSet.named(prompts)
     images, texts, device = opened(image_store), opened(prompt_store), pick_device(config.device)
-    adaptor = read_adaptor(run_dir).to(device).eval()
-    for store in (images, texts):
+    adaptors = [adaptor.to(device).eval() for adaptor in read_adaptors(run_dir)]
+    for adaptor, store in product(adaptors, (images, texts)):
         adaptor.check_encoder(store, run_dir)
-    if any(encoder.get("features") == "tokens" for encoder in adaptor.encoders.values()):
+    if any(encoder.get("features") == "tokens" for encoder in adaptors[0].encoders.values()):
         raise SettingsError(f"{run_dir}: its Adaptor is of tokens, expected one of embeddings")
     targets = [Target.of(manifest, label) for label in labels]
     if any(target.task == "multi-class" for target in targets):
@@ -131,14 +132,14 @@ def zero_shot(
         raise ManifestError(f"{manifest.name}: no image in split {config.split!r}; name another")
     values = np.concatenate([target.one_vs_rest(target.values(manifest)[rows]) for target in targets], axis=1)
     with full_precision, torch.inference_mode():
-        image = encoded_images(adaptor, resident(images, image_rows, device))
         asked = prompts.texts(names)
-        prompt = adaptor.encode_text(resident(texts, _rows_of(asked, texts), device))
+        x, u = resident(images, image_rows, device), resident(texts, _rows_of(asked, texts), device)
+        spaces = [(encoded_images(adaptor, x).clone(), adaptor.encode_text(u)) for adaptor in adaptors]
         place = {key: k for k, key in enumerate(asked)}
     draws = PatientDraws(manifest.groups()[rows], config.n_draws, seed=0)
     gathered = _Gathered(manifest.frame["id"].to_numpy()[rows], draws)
     for label, y in zip(names, values.T, strict=True):
-        gathered.add(label, y, _Prompted(label, prompts, image, prompt, place))
+        gathered.add(label, y, [_Prompted(label, prompts, image, prompt, place) for image, prompt in spaces])
     tested = manifest.frame["id"].iloc[rows] if config.split == "test" else ()
     return gathered.result(leak_words(manifest, images, run_dir, tested))
 
@@ -204,26 +205,31 @@ class _Gathered:
         self._predictions: list[pd.DataFrame] = []
         self._notes: list[str] = []
 
-    def add(self, label: str, y: np.ndarray, of: _Prompted) -> None:
-        """A label: truth (n,), NaN where blank, and what its prompts say."""
-        p, known = of.by_all(), ~np.isnan(y)
+    def add(self, label: str, y: np.ndarray, seeds: Sequence[_Prompted]) -> None:
+        """A label: truth (n,), NaN where blank, and what its prompts say in the space of each seed."""
+        known, wordings = ~np.isnan(y), seeds[0].wordings
         truth = y[known].astype(np.int64)
+
+        def mean_of(metric: str, rankings: Sequence[Ranking]) -> float:
+            return float(np.mean([getattr(ranking, metric)()[0] for ranking in rankings]))
+
         singles = []
-        for positive, negative in of.wordings.pairs:
-            ranking = Ranking.of(truth, of.probabilities(positive, negative)[known])
-            singles.append(ranking)
+        for positive, negative in wordings.pairs:
+            singles.append([Ranking.of(truth, of.probabilities(positive, negative)[known]) for of in seeds])
             self._wordings.append(
                 {
                     "label": label,
-                    "positive": " | ".join(of.wordings.positive[k] for k in positive),
-                    "negative": " | ".join(of.wordings.negative[k] for k in negative),
-                    "auroc": float(ranking.auroc()[0]),
+                    "positive": " | ".join(wordings.positive[k] for k in positive),
+                    "negative": " | ".join(wordings.negative[k] for k in negative),
+                    "auroc": mean_of("auroc", singles[-1]),
                 }
             )
-        ranking = Ranking.of(truth, p[known])
+        p = [of.by_all() for of in seeds]
+        rankings = [Ranking.of(truth, of_seed[known]) for of_seed in p]
         for metric in ("auroc", "average_precision"):
-            interval = over_patients(bootstrap(_of_known(getattr(ranking, metric), known), self._draws))
-            by_wording = [float(getattr(single, metric)()[0]) for single in singles]
+            sampled = [bootstrap(_of_known(getattr(ranking, metric), known), self._draws) for ranking in rankings]
+            interval = over_patients_and_seeds(Sampled.of_runs(sampled), seed=0)
+            by_wording = [mean_of(metric, single) for single in singles]
             inverted = metric == "auroc" and interval.high < 0.5
             self._scores.append(
                 {"label": label, "metric": metric, **asdict(interval), "n_wordings": len(singles)}
@@ -233,10 +239,11 @@ class _Gathered:
             if inverted:
                 self._notes.append(
                     f"{label}: AUROC {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}] lies wholly below "
-                    f"0.5: the prompts say the opposite (for it {of.wordings.positive[0]!r}, against it "
-                    f"{of.wordings.negative[0]!r}); word them otherwise, or set polarity: negative"
+                    f"0.5: the prompts say the opposite (for it {wordings.positive[0]!r}, against it "
+                    f"{wordings.negative[0]!r}); word them otherwise, or set polarity: negative"
                 )
-        self._predictions.append(pd.DataFrame({"id": self._ids, "label": label, "truth": y, "probability": p}))
+        of_label = {"id": self._ids, "label": label, "truth": y}
+        self._predictions += [pd.DataFrame({"seed": s, **of_label, "probability": p[s]}) for s in range(len(p))]
 
     def result(self, warning: str) -> ZeroShotResult:
         """All of them."""

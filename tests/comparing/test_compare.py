@@ -64,6 +64,27 @@ def test_one_run_calls_nothing_real_unless_nothing_in_it_is_drawn(tmp_path: Path
     assert "in one run each: not called real, as other runs may differ; take two at least" in second
 
 
+def test_adaptors_are_trained_from_as_many_seeds_as_heads_have_runs(tmp_path: Path) -> None:
+    world = World(tmp_path, 400)
+    stores, texts = [world.store("clear"), world.store("noisy", noise=6.0)], [world.texts()]
+    asked = {"text_stores": texts, "retrieve": RetrieveConfig(n_draws=100)}
+    found = compared(world, stores, tmp_path / "run", **asked)
+    assert read_study(tmp_path / "run").train.n_seeds == 3
+    assert (tmp_path / "run" / "clear+words" / "seeds" / "2" / "adaptor.safetensors").is_file()
+    assert set(found.differences["task"]) == {"probe", "retrieval"}
+    assert (found.differences["n_runs"] == 3).all()
+    assert not any("trained once" in note for note in found.notes)
+    (tmp_path / "run" / "clear+words" / "seeds" / "1" / "adaptor.safetensors").unlink()
+    again = compared(world, stores, tmp_path / "run", **asked)
+    assert (tmp_path / "run" / "clear+words" / "seeds" / "1" / "adaptor.safetensors").is_file()
+    pd.testing.assert_frame_equal(again.differences, found.differences)
+
+    once = compared(world, stores, tmp_path / "once", train=replace(SMALL, n_seeds=1), **asked)
+    assert (once.differences["n_runs"] == 1).all()
+    assert (once.differences["verdict"] == "").all()
+    assert any("each pair's Adaptor was trained once" in note for note in once.notes)
+
+
 def test_a_store_and_its_copy_compare_as_equal(tmp_path: Path) -> None:
     world = World(tmp_path)
     store = world.store("one")
@@ -263,14 +284,15 @@ def test_killed_anywhere_it_ends_in_the_same_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("head", "n_seeds"), [("logistic", 1), ("linear", 3)])
-def test_false_positives_are_at_most_five_in_a_hundred(tmp_path: Path, head: str, n_seeds: int) -> None:
+@pytest.mark.parametrize(("head", "n_seeds", "texts"), [("logistic", 1, 0), ("linear", 3, 0), ("linear", 3, 1)])
+def test_false_positives_are_at_most_five_in_a_hundred(tmp_path: Path, head: str, n_seeds: int, texts: int) -> None:
     """200 pairs of encoders that see equally well, each with noise of its own; and as many where one sees less."""
     called = found_worse = 0
     more = {"labels": ["opacity", "effusion"], "probe": replace(QUICK, heads=(head,), n_seeds=n_seeds)}
     for k in range(200):
         world = World(tmp_path / str(k), 600, seed=k)
         stores = [world.store("a", noise=0.5), world.store("b", noise=0.5), world.store("c", noise=2.0)]
+        more["text_stores"] = [world.texts()][:texts]
         equal = compared(world, stores[:2], tmp_path / str(k) / "equal", **more)
         called += bool((equal.differences["verdict"] != "").any())
         worse = compared(world, [stores[0], stores[2]], tmp_path / str(k) / "worse", **more)

@@ -40,7 +40,7 @@ def calls(tmp_path: Path) -> Path:
 def step(calls: Path, run: Path, name: str, *needs: str, key: str = "k", function=write, text: str = "x") -> Step:
     folder = Path(name)
     work = Work(function, {"path": run / folder / name, "text": text, "calls": calls}, "cpu")
-    return Step(name, folder, True, needs, partial(str, f"{name}{key}"), work)
+    return Step(name, folder, ("**/*",), needs, partial(str, f"{name}{key}"), work)
 
 
 def done(calls: Path) -> list[str]:
