@@ -64,7 +64,9 @@ def retrieval(tables: Mapping[str, pd.DataFrame]) -> Iterator[Section]:
             svg = intervals_plot(
                 of, metric=recalls[-1], title=f"{recalls[-1]}, {words}", chance=float(of["chance"].iloc[0])
             )
-            plots.append(Plot(svg, f"{recalls[-1]}, {words}, with 95% intervals over patients. Dotted: chance."))
+            plots.append(
+                Plot(svg, f"{recalls[-1]}, {words}, with 95% intervals over patients and seeds. Dotted: chance.")
+            )
         parts.append(Section(words, plots=plots, tables=[_retrieval_table(some, words)]))
     words = "Beside chance stands what one fixed order of all candidates scores for every query alike."
     yield Section("Retrieval", "retrieval", words=[words], parts=parts)
@@ -81,7 +83,9 @@ def zero_shot(tables: Mapping[str, pd.DataFrame]) -> Iterator[Section]:
             svg = intervals_plot(
                 ranked.assign(control=""), metric="auroc", title=f"AUROC of {task} by prompts", chance=0.5
             )
-            plots.append(Plot(svg, f"AUROC of {task} by prompts, with 95% intervals over patients. Dotted: chance."))
+            plots.append(
+                Plot(svg, f"AUROC of {task} by prompts, with 95% intervals over patients and seeds. Dotted: chance.")
+            )
         for r in named(some).to_dict("records"):
             spread = f"{r['worst_wording']:.3f} to {r['best_wording']:.3f} ({r['n_wordings']:.0f})"
             rows.append(
@@ -97,7 +101,7 @@ def zero_shot(tables: Mapping[str, pd.DataFrame]) -> Iterator[Section]:
                 ]
             )
     heads = ["encoders", "label", "metric", "value", "by single wordings", "test", "positives", "note"]
-    made = table_of(heads, rows, caption="labels by prompts (95% interval over patients)")
+    made = table_of(heads, rows, caption="labels by prompts (95% interval over patients and seeds)")
     yield Section("Zero-shot by prompts", "zero-shot", plots=plots, tables=[made])
 
 
@@ -229,7 +233,9 @@ def _retrieval_table(table: pd.DataFrame, words: str) -> Table:
         rows.append([said, "", *values])
     heads = [metric_words(metric) + (f" of {label}" if label else "") for metric, label in columns]
     asked = f"{counted(table['n_queries'])} queries among {counted(table['n_candidates'])}"
-    return table_of(["encoders", "setting", *heads], rows, caption=f"{words}: {asked} (95% interval over patients)")
+    return table_of(
+        ["encoders", "setting", *heads], rows, caption=f"{words}: {asked} (95% interval over patients and seeds)"
+    )
 
 
 def _retrieved(row: Mapping[str, float | str]) -> Cell:

@@ -62,8 +62,10 @@ def difference(value: float, low: float, high: float) -> str:
 
 
 def p_words(p_value: float) -> str:
-    """A p-value in words."""
-    return "undefined" if p_value != p_value else "p < 0.01" if p_value < 0.01 else f"p = {p_value:.2f}"
+    """A p-value in words, with a third digit where two do not say on which side of 0.05 it lies."""
+    if p_value != p_value:
+        return "undefined"
+    return "p < 0.01" if p_value < 0.01 else f"p = {p_value:.{3 if round(p_value, 2) == 0.05 else 2}f}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

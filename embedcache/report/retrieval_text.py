@@ -36,7 +36,7 @@ def retrieval_grids(scores: pd.DataFrame) -> Iterator[Grid]:
             first, words = table.iloc[0], str(direction).replace("_", " ")
             n_queries, n_candidates = first["n_queries"], first["n_candidates"]
             yield grid(
-                f"{before}{words}: {n_queries} queries among {n_candidates} (95% interval over patients)",
+                f"{before}{words}: {n_queries} queries among {n_candidates} (95% interval over patients and seeds)",
                 f"Retrieval{on}, {words}: n = {n_queries} queries among {n_candidates}. In brackets: 95% interval over "
                 "patients.",
                 rows,
@@ -71,8 +71,8 @@ def zero_shot_grids(scores: pd.DataFrame) -> Iterator[Grid]:
                 ]
             )
         yield grid(
-            f"{before}zero-shot by prompts (95% interval over patients)",
-            f"Zero-shot by prompts{on}; the column test holds n. In brackets: 95% interval over patients.",
+            f"{before}zero-shot by prompts (95% interval over patients and seeds)",
+            f"Zero-shot by prompts{on}; the column test holds n. In brackets: 95% interval over patients and seeds.",
             rows,
             len(places(table)) + 1,
         )

@@ -200,12 +200,13 @@ class _Scoring:
         """Rows of `RetrievalResult.scores`."""
         rows: list[dict[str, object]] = []
         for direction, (runs, n_matches, n_asking, groups) in self._directions.items():
-            draws = PatientDraws(groups, self._config.n_draws, seed=0)
+            draws, n_candidates = PatientDraws(groups, self._config.n_draws, seed=0), len(n_asking)
             of_runs = [self._scores(direction, found, n_matches, n_asking, draws) for found in runs]
             for same in zip(*of_runs, strict=True):  # a metric of each run
                 names = {"control": control, "direction": direction, **same[0][0]}
                 interval = over_patients_and_seeds(Sampled.of_runs([sampled for _, sampled in same]), seed=0)
-                rows.append(names | asdict(interval) | {"n_candidates": len(n_asking)})
+                bounds = (1, n_candidates) if names["metric"] == "median_rank" else (0, 1)
+                rows.append(names | asdict(interval.within(*bounds)) | {"n_candidates": n_candidates})
         return pd.DataFrame(rows)
 
     def _scores(

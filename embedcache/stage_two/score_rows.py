@@ -14,20 +14,21 @@ Row = dict[str, object]
 def interval_columns(sampled: Sampled) -> Row:
     """`value`, `low` and `high` over patients and seeds, and the interval over either alone.
 
-    All scores are from 0 to 1, and what a few seeds allow for is not: intervals end at these bounds.
+    All scores are from 0 to 1, where intervals end.
 
     Args:
         sampled: a score of each seed, value (s,).
     """
-    both, patients, seeds = over_patients_and_seeds(sampled, seed=0), over_patients(sampled), over_seeds(sampled)
+    both = over_patients_and_seeds(sampled, seed=0).within(0, 1)
+    patients, seeds = over_patients(sampled), over_seeds(sampled).within(0, 1)
     return {
         "value": both.value,
-        "low": max(both.low, 0.0),
-        "high": min(both.high, 1.0),
+        "low": both.low,
+        "high": both.high,
         "patients_low": patients.low,
         "patients_high": patients.high,
-        "seeds_low": max(seeds.low, 0.0),
-        "seeds_high": min(seeds.high, 1.0),
+        "seeds_low": seeds.low,
+        "seeds_high": seeds.high,
     }
 
 

@@ -228,7 +228,7 @@ class _Gathered:
         rankings = [Ranking.of(truth, of_seed[known]) for of_seed in p]
         for metric in ("auroc", "average_precision"):
             sampled = [bootstrap(_of_known(getattr(ranking, metric), known), self._draws) for ranking in rankings]
-            interval = over_patients_and_seeds(Sampled.of_runs(sampled), seed=0)
+            interval = over_patients_and_seeds(Sampled.of_runs(sampled), seed=0).within(0, 1)
             by_wording = [mean_of(metric, single) for single in singles]
             inverted = metric == "auroc" and interval.high < 0.5
             self._scores.append(

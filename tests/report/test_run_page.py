@@ -151,7 +151,7 @@ def test_scores_stand_beside_their_controls(page: Page) -> None:
     found = next(rows for caption, rows in tables.items() if caption.startswith("ward, image to report: 40 queries"))
     assert [row[0] for row in found[-2:]] == ["chance", "one order for all"]
     assert "the prompts say the opposite" in {
-        row[-1] for row in tables["labels by prompts (95% interval over patients)"]
+        row[-1] for row in tables["labels by prompts (95% interval over patients and seeds)"]
     }
     groups = next(rows for caption, rows in tables.items() if caption.startswith("ward: opacity, a head head"))
     assert groups[2][3:6] == ["20", "4", "too few"]
