@@ -40,6 +40,7 @@ from embedcache.store.store import Store, open_store
 from embedcache.workers.chosen import Workers
 
 _N_LEFT_OUT = 10  # groups of training patients
+_N_SEEDS = 3  # of Adaptors where nothing is fitted on them
 _PROCESS_BYTES = 1.5e9  # of a worker: torch and what a step computes
 
 
@@ -158,11 +159,11 @@ class Study:
         """With as many trainings as heads have runs, unless their number was chosen: pairs are to be compared."""
         if train.n_seeds is not None or len(self.pairs) < 2 or not any(pair.text for pair in self.pairs):
             return train
-        n_runs = [1]
+        n_runs: list[int] = []
         for task in self.tasks:
             n_runs += [task.probe.n_seeds] if task.labels else []
             n_runs += [task.segment.n_seeds] if task.segment is not None else []
-        return replace(train, n_seeds=max(n_runs))
+        return replace(train, n_seeds=max(n_runs, default=_N_SEEDS))
 
     def store(self, path: Path) -> Store:
         """A store, opened once."""

@@ -53,8 +53,8 @@ class TrainConfig:
         tensorboard: also write TensorBoard's event files into the run directory.
         wandb: project at W&B that is told of each epoch too; blank for none.
         seed: of weights and of the order of batches.
-        n_seeds: trainings, each from the next seed, that scores are then taken over; by default 3 where encoders are
-            compared, else one. The first is what new images are answered with.
+        n_seeds: trainings, each from the next seed, that scores are then taken over; by default as many as heads have
+            runs where encoders are compared, else one. The first is what new images are answered with.
     """
 
     epochs: Annotated[int, Ge(1)] = 50
