@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from embedcache import __version__
 from embedcache.device import count_cores
 from embedcache.resources import available_bytes, free_bytes, in_bytes
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 State = Literal["ok", "missing", "problem"]
 _HUB, _PATIENCE_S = "https://huggingface.co", 3.0
-_LOADED = ("torch", "torchvision", "h5py", "numpy", "pyarrow")  # compiled: their presence says little
+_LOADING_S = 120  # for one library: a shared file system that is cold needs minutes for torch
 _TEST_ONLY = "test"
-_TORCH = """
-import torch
-print("CUDA", torch.version.cuda or "none")
-for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-    found = torch.cuda.get_device_properties(k)
-    print(f"{found.name}, {found.total_memory / 1e9:.0f} GB")
-"""
+_DICOM = "DICOM"
+_PACKAGES = Path(__file__).parents[1]
+_SCRIPT = "import sys; sys.path.append(sys.argv[1]); from embedcache.doctor import prove; prove(*sys.argv[2:])"
+_MARK = "embedcache doctor: "
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,22 @@ class Finding:
         return f"{self.state:8} {self.name:22} {self.said}{fix}"
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What came of a library in a process of its own.
+
+    Args:
+        built_with: what stands beside its version.
+        facts: of torch the GPUs, of huggingface_hub whether a token is set, of DICOM `plugin: transfer syntax` for each
+            that cannot be decoded.
+        broken: why it does not work; blank where it does.
+    """
+
+    built_with: str = ""
+    facts: Sequence[str] = ()
+    broken: str = ""
+
+
 def examine(cache: Path, *, network: bool = True) -> Iterator[Finding]:
     """Everything there is to know, as it is found.
 
@@ -65,12 +85,12 @@ def examine(cache: Path, *, network: bool = True) -> Iterator[Finding]:
     yield Finding("Python", "ok", platform.python_version())
     yield Finding("embedcache", "ok", f"{__version__}, {Path(__file__).parent}")
     yield from _command()
-    yield from _libraries()
-    yield from _devices()
-    yield _decoders()
+    told = yield from _libraries()
+    yield from _devices(told.get("torch"))
+    yield _decoders(told[_DICOM])
     yield Finding("memory", "ok", f"{in_bytes(available_bytes())} free")
     yield from _disk(cache)
-    yield _hub() if network else Finding("hub", "ok", "not asked")
+    yield _hub(told.get("huggingface_hub")) if network else Finding("hub", "ok", "not asked")
     yield from _extras()
 
 
@@ -85,72 +105,170 @@ def _command() -> Iterator[Finding]:
         yield Finding("command", "ok", found)
 
 
-def _libraries() -> Iterator[Finding]:
-    """Every required library against the version that this package asks for; compiled ones are loaded too."""
+def _libraries() -> Generator[Finding, None, dict[str, _Told]]:
+    """Every required library against the version that this package asks for, and what came of loading it.
+
+    Returns:
+        By module, and for `DICOM`, what they told.
+    """
+    required = _required()
+    brought = importlib.metadata.packages_distributions()
+    modules = {wanted.name: [] if _lack(wanted) else _modules(wanted.name, brought) for wanted in required}
+    coming = _try([*(module for of_one in modules.values() for module in of_one), _DICOM])
+    told: dict[str, _Told] = {}
+    for wanted in required:
+        lack, version, fix = _lack(wanted), _version(wanted.name), _install([wanted])
+        if lack:
+            yield Finding(wanted.name, "problem", lack, fix)
+            continue
+        parts = dict(islice(coming, len(modules[wanted.name])))
+        told |= parts
+        broken = [part.broken for part in parts.values() if part.broken]
+        if broken:
+            yield Finding(wanted.name, "problem", f"{version} does not work: {broken[0]}", f"{fix} --force-reinstall")
+        else:
+            built_with = [part.built_with for part in parts.values() if part.built_with]
+            yield Finding(wanted.name, "ok", ", ".join([version, *built_with]))
+    return told | dict(coming)
+
+
+def _required(extra: str = "") -> list[Requirement]:
+    """What the package asks for, or what one of its extras adds to that."""
     from packaging.requirements import Requirement
 
-    for text in importlib.metadata.requires("embedcache") or ():
-        wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-            continue
-        fix = f"run pip install '{wanted.name}{wanted.specifier}'"
-        version = _version(wanted.name)
-        if not version:
-            yield Finding(wanted.name, "problem", "not installed", fix)
-            continue
-        if not wanted.specifier.contains(version, prereleases=True):
-            yield Finding(wanted.name, "problem", f"{version}, expected {wanted.specifier}", fix)
-            continue
-        broken = _broken(wanted.name) if wanted.name in _LOADED else ""
-        if broken:
-            yield Finding(wanted.name, "problem", f"{version} cannot be loaded: {broken}", f"{fix} --force-reinstall")
+    def is_asked(wanted: Requirement, by: str) -> bool:
+        return wanted.marker is None or wanted.marker.evaluate({"extra": by})
+
+    every = [Requirement(text) for text in importlib.metadata.requires("embedcache") or ()]
+    return [wanted for wanted in every if is_asked(wanted, extra) and not (extra and is_asked(wanted, ""))]
+
+
+def _lack(wanted: Requirement) -> str:
+    version = _version(wanted.name)
+    if not version:
+        return "not installed"
+    return "" if wanted.specifier.contains(version, prereleases=True) else f"{version}, expected {wanted.specifier}"
+
+
+def _install(wanted: Sequence[Requirement]) -> str:
+    return " ".join(["run pip install", *(f"'{one.name}{one.specifier}'" for one in wanted)])
+
+
+def _modules(name: str, brought: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a distribution brings to import: the module of its own name, or else every public one.
+
+    Args:
+        brought: the distributions that bring a module.
+    """
+    from packaging.utils import canonicalize_name
+
+    own = canonicalize_name(name)
+    public = [module for module in brought if module.isidentifier() and not module.startswith("_")]
+    found = [module for module in public if own in {canonicalize_name(of) for of in brought[module] if of}]
+    named = own.replace("-", "_")
+    return [named] if named in found else found
+
+
+def _try(names: Sequence[str]) -> Iterator[tuple[str, _Told]]:
+    """What comes of each, in this order: all in one process, and what ends that costs the next a new one."""
+    left = list(names)
+    while left:
+        # -P: the current directory, which may be a stranger's, is no place to import from
+        command = [sys.executable, "-P", "-c", _SCRIPT, str(_PACKAGES), str(_LOADING_S), *left]
+        last, pipe = "", subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace") as child:
+            for line in child.stdout or ():
+                if line.startswith(_MARK):
+                    yield left.pop(0), _Told(**json.loads(line.removeprefix(_MARK)))
+                    last = ""
+                else:
+                    last = line.strip() or last
+        if left:
+            yield left.pop(0), _Told(broken=_ending(child.returncode, last))
+
+
+def _ending(code: int, last: str) -> str:
+    if code == -signal.SIGALRM:
+        return f"not loaded within {_LOADING_S} s"
+    if code < 0:
+        return f"it ends Python ({signal.strsignal(-code)})"
+    return last or f"exit code {code}"
+
+
+def prove(limit_s: str, *names: str) -> None:
+    """The other process: loads each and has it do something where that says more, and tells by the line."""
+    proofs = {"h5py": _hdf5, "torch": _gpus, "huggingface_hub": _token, _DICOM: _undecoded}
+    for name in names:
+        signal.alarm(int(limit_s))  # no handler: it ends a process that hangs in compiled code, too
+        if name in proofs:
+            told = proofs[name]()
         else:
-            yield Finding(wanted.name, "ok", version)
+            importlib.import_module(name)
+            told = _Told()
+        print(f"\n{_MARK}{json.dumps(asdict(told))}", flush=True)
 
 
-def _broken(name: str) -> str:
-    """Why a library cannot be loaded, in a process of its own; blank where it can."""
-    done = _python_says(f"import {name}")
-    lines = done.stderr.strip().splitlines()
-    return "" if done.returncode == 0 else lines[-1] if lines else f"exit code {done.returncode}"
+def _hdf5() -> _Told:
+    import h5py
+
+    with h5py.File("doctor.h5", "w", driver="core", backing_store=False) as file:
+        file["numbers"] = [1, 2, 3]
+        read = file["numbers"][()].tolist()
+    if read != [1, 2, 3]:
+        raise OSError(f"HDF5 in memory: wrote [1, 2, 3], read {read}")
+    return _Told(f"HDF5 {h5py.version.hdf5_version}")
 
 
-def _python_says(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def _gpus() -> _Told:
+    import torch
+
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [torch.cuda.get_device_properties(k) for k in range(n)]
+    gpus = [f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for gpu in found]
+    return _Told(f"CUDA {torch.version.cuda or 'none'}", gpus)
 
 
-def _devices() -> Iterator[Finding]:
+def _token() -> _Told:
+    from huggingface_hub import get_token
+
+    token = None
+    with contextlib.suppress(Exception):  # a file that cannot be read holds none
+        token = get_token()
+    return _Told(facts=["a token is set"] if token else [])
+
+
+def _undecoded() -> _Told:
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    from embedcache.data.dicom import DECODERS
+
+    kinds = [(UID(syntax), plugin) for syntax, plugin in DECODERS.items()]
+    return _Told(facts=[f"{p}: {uid.name}" for uid, p in kinds if p not in get_decoder(uid).available_plugins])
+
+
+def _devices(torch: _Told | None) -> Iterator[Finding]:
     cores = count_cores()
     yield Finding("CPU", "ok", f"{cores} core{'' if cores == 1 else 's'} to use")
-    done = _python_says(_TORCH)
-    if done.returncode:  # told with the libraries
+    if torch is None or torch.broken:  # told with the libraries
         return
-    cuda, *gpus = done.stdout.strip().splitlines()
-    if gpus:
-        yield from (Finding(f"GPU {k}", "ok", f"{gpu}, torch with {cuda}") for k, gpu in enumerate(gpus))
+    cuda = f"torch with {torch.built_with}"
+    if torch.facts:
+        yield from (Finding(f"GPU {k}", "ok", f"{gpu}, {cuda}") for k, gpu in enumerate(torch.facts))
     else:
-        yield Finding("GPU", "missing", f"none (torch with {cuda}): all is computed on the CPU")
+        yield Finding("GPU", "missing", f"none ({cuda}): all is computed on the CPU")
 
 
-def _decoders() -> Finding:
-    try:
-        from pydicom.pixels import get_decoder
-        from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless
-    except ImportError as error:
-        return Finding(
-            "DICOM", "problem", f"pydicom cannot be loaded: {error}", "run pip install --force-reinstall pydicom"
-        )
-    kinds = {
-        "JPEG baseline": JPEGBaseline8Bit,
-        "JPEG lossless": JPEGLosslessSV1,
-        "JPEG-LS": JPEGLSLossless,
-        "JPEG 2000": JPEG2000Lossless,
-        "RLE": RLELossless,
-    }
-    lacking = [name for name, uid in kinds.items() if not get_decoder(uid).is_available]
-    if lacking:
-        return Finding("DICOM", "problem", f"cannot decode {', '.join(lacking)}", "run pip install embedcache again")
-    return Finding("DICOM", "ok", f"decodes {', '.join(kinds)}")
+def _decoders(told: _Told) -> Finding:
+    if told.broken:
+        return Finding(_DICOM, "problem", f"cannot be read: {told.broken}", "mend the libraries above")
+    if not told.facts:
+        return Finding(_DICOM, "ok", "decodes every transfer syntax that embedcache reads")
+    plugins, _, syntaxes = zip(*(fact.partition(": ") for fact in told.facts), strict=True)
+    # pydicom's name of a plugin is a part of the names of all that it needs: pylibjpeg, pylibjpeg-openjpeg
+    lacking = [wanted for wanted in _required() if any(plugin in wanted.name.lower() for plugin in plugins)]
+    said = f"cannot decode {', '.join(syntaxes)} without {', '.join(dict.fromkeys(plugins))}"
+    return Finding(_DICOM, "problem", said, f"{_install(lacking)} --force-reinstall")
 
 
 def _disk(cache: Path) -> Iterator[Finding]:
@@ -188,10 +306,10 @@ def _locks(made: Path, folder: Path) -> Finding:
     return Finding("record locks", "ok", f"{folder} has them")
 
 
-def _hub() -> Finding:
+def _hub(library: _Told | None) -> Finding:
     offline = "use directories of checkpoints (hf:path/to/checkpoint), made where there is a network"
     endpoint = os.environ.get("HF_ENDPOINT") or _HUB
-    token = "a token is set" if _has_token() else "no token, which gated encoders need: run hf auth login"
+    token = library.facts if library else ()
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return Finding("hub", "missing", "HF_HUB_OFFLINE is set", offline)
     shown = urlsplit(endpoint)._replace(netloc=urlsplit(endpoint).netloc.rpartition("@")[2]).geturl()  # no password
@@ -204,31 +322,20 @@ def _hub() -> Finding:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return Finding("hub", "missing", f"{shown} cannot be reached ({reason})", offline)
-    return Finding("hub", "ok", f"{shown} answers; {token}")
-
-
-def _has_token() -> bool:
-    from huggingface_hub import get_token
-
-    with contextlib.suppress(Exception):
-        return bool(get_token())
-    return False
+    said = "a token is set" if token else "no token, which gated encoders need: run hf auth login"
+    return Finding("hub", "ok", f"{shown} answers; {said}")
 
 
 def _extras() -> Iterator[Finding]:
     """The package's own extras: what they bring, or how to get it."""
-    from packaging.requirements import Requirement
-
     metadata = importlib.metadata.metadata("embedcache")
-    required = [Requirement(text) for text in importlib.metadata.requires("embedcache") or ()]
     for extra in sorted(set(metadata.get_all("Provides-Extra") or ()) - {_TEST_ONLY}):
-        of_extra = [r for r in required if r.marker is not None and r.marker.evaluate({"extra": extra})]
-        names = [r.name for r in of_extra if not r.marker or not r.marker.evaluate({"extra": ""})]
-        found = {name: _version(name) for name in names}
-        if all(found.values()):
-            yield Finding(f"[{extra}]", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
+        added = _required(extra)
+        lacks = [f"{wanted.name} {_lack(wanted)}" for wanted in added if _lack(wanted)]
+        if lacks:
+            yield Finding(f"[{extra}]", "missing", "; ".join(lacks), f"run pip install 'embedcache[{extra}]'")
         else:
-            yield Finding(f"[{extra}]", "missing", "not installed", f"run pip install 'embedcache[{extra}]'")
+            yield Finding(f"[{extra}]", "ok", ", ".join(f"{wanted.name} {_version(wanted.name)}" for wanted in added))
 
 
 def _version(name: str) -> str:

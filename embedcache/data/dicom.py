@@ -24,7 +24,7 @@ _DICOMDIR = "1.2.840.10008.1.3.10"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _META_START = 132  # behind the preamble and its mark
 _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", _DEFLATED)
-_DECODERS = {  # transfer syntax -> pydicom's name of the library that decodes it
+DECODERS = {  # transfer syntax -> pydicom's name of the library that decodes it
     "1.2.840.10008.1.2.5": "pydicom",  # RLE
     "1.2.840.10008.1.2.4.50": "pillow",  # JPEG baseline
     "1.2.840.10008.1.2.4.51": "gdcm",  # JPEG extended, 12 bits
@@ -129,7 +129,7 @@ def _stored_pixels(dataset: Any, syntax: str, frame: int | None) -> np.ndarray:
     """One frame as it is stored, colour as RGB."""
     from pydicom.pixels import pixel_array
 
-    decoder = _DECODERS.get(syntax)
+    decoder = DECODERS.get(syntax)
     if decoder is None and syntax not in _UNCOMPRESSED:
         raise InputError("no-decoder", f"transfer syntax {syntax}, which nothing here decodes")
     try:

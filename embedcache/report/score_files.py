@@ -72,7 +72,7 @@ def difference_grids(differences: pd.DataFrame) -> Iterator[Grid]:
                 f"differences in {of} ({task})",
                 f"Differences in {of}{on} ({task}) between two pairs of encoders, a less b, on the same patients. In "
                 f"brackets: 95% interval ({how}). p adjusted for all comparisons of the run; one is "
-                "called better at 0.05, but not where heads were trained once.",
+                "called better at 0.05, but not where each side was trained once.",
                 rows,
                 3,
             )

@@ -255,7 +255,7 @@ def _measures(study: Study) -> Iterator[str]:
     yield (
         "Pairs of encoders were compared on the same images, patients and runs: DeLong's test where each patient has "
         "one row and there is one run, else a paired bootstrap over patients; p-values adjusted for all comparisons "
-        "(Holm). None is called better at a p above 0.05, nor where each head was trained once."
+        "(Holm). None is called better at a p above 0.05, nor where each side was trained once."
     )
     if study.tasks[0].texts and (study.train.n_seeds or 1) == 1:
         yield "Each pair's Adaptor was trained once: what another training of it would change is in no interval."
