@@ -88,6 +88,10 @@ def train(
     _say_left_out(next(iter(results.values())))
     if "" in results:
         click.echo(_in_words(results[""]))
+        if (config.n_seeds or 1) > 1:
+            click.echo(
+                f"this is the first of {config.n_seeds} seeds; all are in {run_dir}, and scores of it are over all"
+            )
     else:
         click.echo(runs_table(configs, results).to_string(index=False, float_format="{:.4g}".format))
     click.echo(f"run directory: {run_dir}")

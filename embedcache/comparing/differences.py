@@ -88,7 +88,8 @@ def _sentence(row: Mapping[str, object], exposures: Exposures, *, named: bool) -
         return f"{where}: {a} and {b} cannot be compared: a score is undefined"
     if not row["verdict"] and p <= REAL_AT and value:
         said = f"{a} and {b} differ by {value:+.3f} [{low:+.3f}, {high:+.3f}], {p_words(p)}, in one run each"
-        return f"{where}: {said}: not called real, as other runs may differ; take two at least, better five (n_seeds)"
+        more = "not called real, as other runs may differ; take three at least (n_seeds of Adaptors, heads, decoders)"
+        return f"{where}: {said}: {more}"
     if not row["verdict"]:
         said = f"no difference between {a} and {b} is shown: {value:+.3f} [{low:+.3f}, {high:+.3f}]"
         return f"{where}: {said}, {p_words(p)}"

@@ -39,8 +39,9 @@ from embedcache.stage_two.zeroshot import ZeroShotConfig
 from embedcache.store.store import Store, open_store
 from embedcache.workers.chosen import Workers
 
+_FILES = 1  # of what steps leave: raised where another version of it would not be understood
 _N_LEFT_OUT = 10  # groups of training patients
-_N_SEEDS = 3  # of Adaptors where nothing is fitted on them
+_N_SEEDS = 3  # of Adaptors, at least
 _PROCESS_BYTES = 1.5e9  # of a worker: torch and what a step computes
 
 
@@ -156,14 +157,14 @@ class Study:
         self._opened: dict[Path, Store] = {}
 
     def _seeded(self, train: TrainConfig) -> TrainConfig:
-        """With as many trainings as heads have runs, unless their number was chosen: pairs are to be compared."""
+        """With as many seeds as heads have, three at least, unless a number was chosen: pairs are to be compared."""
         if train.n_seeds is not None or len(self.pairs) < 2 or not any(pair.text for pair in self.pairs):
             return train
-        n_runs: list[int] = []
+        n_runs = [_N_SEEDS]
         for task in self.tasks:
             n_runs += [task.probe.n_seeds] if task.labels else []
             n_runs += [task.segment.n_seeds] if task.segment is not None else []
-        return replace(train, n_seeds=max(n_runs, default=_N_SEEDS))
+        return replace(train, n_seeds=max(n_runs))
 
     def store(self, path: Path) -> Store:
         """A store, opened once."""
@@ -376,6 +377,7 @@ def _key(what: str, task: Task, config: Any, stores: Sequence[Store | None], mor
         {
             "what": what,
             "version": __version__,
+            "files": _FILES,
             "data": task.digest,
             "config": settings,
             "stores": [None if store is None else store.content for store in stores],

@@ -138,9 +138,17 @@ def _of_probes(study: Study, task: Task, label: str, pairs: Sequence[Pairs]) -> 
         n_runs = min(len(of.said.probabilities) for of in (of_a, of_b))
         turns = min(n_runs, study.n_adaptors(a))
         found = compared(
-            first, second, of_a.values, target, draws_of(amount, n_draws), by, n_turns=turns, left_out=less
+            first,
+            second,
+            of_a.values,
+            target,
+            draws_of(amount, n_draws),
+            by,
+            n_turns=study.n_adaptors(a),
+            left_out=less,
         )
-        return Outcome(found, len(of_a.values), turns or (n_runs if amount.head in TRAINED else 0))
+        is_drawn = amount.head in TRAINED or less is None  # else the head is the only one that these labels give
+        return Outcome(found, len(of_a.values), turns or (n_runs if is_drawn else 0))
 
     for amount in answers(pairs[0][0]):
         metric = " ".join(filter(None, by))
@@ -230,12 +238,10 @@ def _of_masks(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Comp
 
     def make(a: Pair, b: Pair, key: tuple[str, float], metric: str, n_draws: int) -> Outcome:
         j = MASK_METRICS.index(metric)
-        sides = [sampled(pair, key, n_draws)[..., j] for pair in (a, b)]
-        turns = study.n_adaptors(a)
-        sides = [side.by_turn(turns) for side in sides] if turns else sides
-        return Outcome(
-            paired_bootstrap(*sides), images(a)[key]["id"].nunique(), min(len(side.by_seed.value) for side in sides)
-        )
+        sides = [sampled(pair, key, n_draws)[..., j].by_turn(study.n_adaptors(a)) for pair in (a, b)]
+        n_runs = min(len(side.value) for side in sides)
+        n_runs = min(n_runs, study.n_adaptors(a)) if a.text else n_runs
+        return Outcome(paired_bootstrap(*sides), images(a)[key]["id"].nunique(), n_runs)
 
     for (decoder, fraction), metric in product(images(pairs[0][0]), ("dice", "dice_on_positives")):
         setting = f"{decoder} decoder, {100 * fraction:.3g}% of the masks"

@@ -70,10 +70,15 @@ class Sampled:
         return Sampled(self.value.reshape(-1), self.samples.reshape(len(self.samples), -1))
 
     def by_turn(self, n: int) -> Sampled:
-        """Averaged over seeds that share one of n things, which they took in turn: value (n,), samples (k, n)."""
-        each = self.by_seed
-        turns = [slice(turn, None, n) for turn in range(min(n, len(each.value)))]
-        value = np.array([each.value[turn].mean() for turn in turns])
+        """Averaged over seeds that share one of n things, which they took in turn: they are no independent runs.
+
+        Value (s, ...) to (n, ...), samples (k, s, ...) to (k, n, ...). Where all share one, or none does, each stays.
+        """
+        each = self if self.value.ndim > 1 else self.by_seed
+        if n < 2 or n >= len(each.value):
+            return each
+        turns = [slice(turn, None, n) for turn in range(n)]
+        value = np.stack([each.value[turn].mean(axis=0) for turn in turns])
         return Sampled(value, np.stack([each.samples[:, turn].mean(axis=1) for turn in turns], axis=1))
 
     @property

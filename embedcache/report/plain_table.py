@@ -62,10 +62,13 @@ def difference(value: float, low: float, high: float) -> str:
 
 
 def p_words(p_value: float) -> str:
-    """A p-value in words, with a third digit where two do not say on which side of 0.05 it lies."""
+    """A p-value in words, with as many digits as say on which side of 0.05 it lies, two at least."""
     if p_value != p_value:
         return "undefined"
-    return "p < 0.01" if p_value < 0.01 else f"p = {p_value:.{3 if round(p_value, 2) == 0.05 else 2}f}"
+    digits = 2
+    while p_value != 0.05 and round(p_value, digits) == 0.05:
+        digits += 1
+    return "p < 0.01" if p_value < 0.01 else f"p = {p_value:.{digits}f}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -38,7 +38,7 @@ def retrieval_grids(scores: pd.DataFrame) -> Iterator[Grid]:
             yield grid(
                 f"{before}{words}: {n_queries} queries among {n_candidates} (95% interval over patients and seeds)",
                 f"Retrieval{on}, {words}: n = {n_queries} queries among {n_candidates}. In brackets: 95% interval over "
-                "patients.",
+                "patients and seeds.",
                 rows,
                 len(places(table)) + 1,
                 controls=controls,

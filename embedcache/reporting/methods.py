@@ -231,8 +231,8 @@ def _models(study: Study) -> Iterator[str]:
             f"An Adaptor ({train.adaptor}; layers: {train.n_layers}, width {train.projection_dim}) was trained on the "
             f"training pairs with loss {train.loss} by AdamW (lr {train.lr:g}, weight decay {train.weight_decay:g}, "
             f"batch {train.batch_size}, at most {train.epochs} epochs, patience {train.patience}) from "
-            f"{n_seeds} seed{'' if n_seeds == 1 else 's'}, and then frozen (Freeze the backbones, arXiv 2401.01179); "
-            "runs of heads and decoders took turns on these."
+            f"{n_seeds} seed{'' if n_seeds == 1 else 's'}, and then frozen (Freeze the backbones, arXiv 2401.01179)"
+            f"{'; runs of heads and decoders took turns on these' if n_seeds > 1 else ''}."
         )
     for task in study.tasks:
         if task.labels:

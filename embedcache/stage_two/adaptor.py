@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
+import yaml
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from embedcache.errors import FingerprintMismatchError, RunNotFoundError, SettingsError
+from embedcache.errors import FingerprintMismatchError, RunNotFoundError, RunStateError, SettingsError
 from embedcache.fingerprint import digest_arrays
 from embedcache.output import write_text
 from embedcache.stage_two.config import SEEDS, Kind, TrainConfig
@@ -343,9 +344,22 @@ def read_adaptor(run_dir: str | Path) -> Adaptor:
 
 
 def read_adaptors(run_dir: str | Path) -> list[Adaptor]:
-    """The Adaptors of a run directory, one for each seed that it was trained from; see `read_adaptor`."""
-    others = [path.parent for path in (Path(run_dir) / SEEDS).glob(f"*/{CONFIG}")]
-    return [read_adaptor(path) for path in (run_dir, *sorted(others, key=lambda path: int(path.name)))]
+    """The Adaptors of a run directory, one for each seed that it is trained from, the run's own first.
+
+    Raises:
+        RunNotFoundError: no Adaptor there.
+        RunStateError: not all seeds are trained.
+    """
+    found, path = [read_adaptor(run_dir)], Path(run_dir) / "config.yaml"
+    n_seeds = yaml.safe_load(path.read_text("utf-8"))["train"].get("n_seeds") or 1 if path.is_file() else 1
+    for k in range(1, n_seeds):
+        if not (Path(run_dir) / SEEDS / str(k) / CONFIG).is_file():
+            raise RunStateError(
+                f"{run_dir}: to be trained from {n_seeds} seeds, and {SEEDS}/{k} is not there; run 'embedcache train' "
+                "again, which goes on where it was stopped"
+            )
+        found.append(read_adaptor(Path(run_dir) / SEEDS / str(k)))
+    return found
 
 
 @torch.inference_mode()

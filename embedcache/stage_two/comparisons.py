@@ -36,7 +36,7 @@ def compared(
     Args:
         values: labels of the units, (u, t).
         draws: of their patients, under which both were scored.
-        n_turns: Adaptors that the runs took in turn, whose runs are averaged; 0 where each run stands for itself.
+        n_turns: Adaptors that the runs took in turn, see `Sampled.by_turn`.
         left_out: how much a exceeds b where groups of training patients are left out, see `paired_bootstrap`.
     """
     (first, scored), (second, other) = a, b
@@ -45,6 +45,4 @@ def compared(
     if of_auroc and len(of_a.value) == len(of_b.value) == 1 and not np.isnan(values).any():
         p, q = (told.probabilities[0, :, 0] for told in (first, second))
         return compare_aurocs(values[:, 0].astype(np.int64), p, q, draws=draws, left_out=left_out)
-    if n_turns:
-        of_a, of_b = of_a.by_turn(n_turns), of_b.by_turn(n_turns)
-    return paired_bootstrap(of_a, of_b, left_out=left_out)
+    return paired_bootstrap(of_a.by_turn(n_turns), of_b.by_turn(n_turns), left_out=left_out)

@@ -54,7 +54,7 @@ class TrainConfig:
         wandb: project at W&B that is told of each epoch too; blank for none.
         seed: of weights and of the order of batches.
         n_seeds: trainings, each from the next seed, that scores are then taken over; by default as many as heads have
-            runs where encoders are compared, else one. The first is what new images are answered with.
+            runs, three at least, where encoders are compared, else one. The first is what new images are answered with.
     """
 
     epochs: Annotated[int, Ge(1)] = 50
@@ -115,7 +115,7 @@ class TrainConfig:
     def trainings(self) -> dict[str, TrainConfig]:
         """Each single training, by the name of its folder below that of the run; the first is the run's own."""
         return {
-            f"{SEEDS}/{k}" if k else "": replace(self, seed=self.seed + k, n_seeds=None)
+            f"{SEEDS}/{k}" if k else "": replace(self, seed=self.seed + k, n_seeds=None) if k else self
             for k in range(self.n_seeds or 1)
         }
 

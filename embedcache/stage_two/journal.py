@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.errors import SettingsError
-from embedcache.stage_two.config import TrainConfig
+from embedcache.stage_two.config import SEEDS, TrainConfig
 from embedcache.stage_two.fit import Course, Entry, without_nan
 
 _NUMBERS_ALONE = {  # of all that W&B would send: no code, no git, no output, nothing of the machine
@@ -128,7 +128,7 @@ def _begun(config: TrainConfig, run_dir: Path) -> Any:
     try:
         return wandb.init(
             project=config.wandb,
-            name=run_dir.absolute().name,
+            name="/".join(run_dir.absolute().parts[-3 if run_dir.parent.name == SEEDS else -1 :]),
             config=asdict(config),
             dir=str(run_dir),
             reinit="create_new",  # several runs train together

@@ -189,14 +189,14 @@ class _Probe:
 
     def _settings(self) -> list[_Setting]:
         """The result, then each control that is asked for and whose needs are met."""
-        everywhere = len(self.tests)
+        everywhere, n_runs = len(self.tests), 1 + max(budget.seed for budget in self.budgets)
 
         def own() -> Sequence[Budget]:
             return self.budgets
 
         @cache
         def result() -> Sequence[Tensor]:
-            return [self._of_samples(self._adapted_by(adaptor)) for adaptor in self.adaptors] or raw()
+            return [self._of_samples(self._adapted_by(adaptor)) for adaptor in self.adaptors[:n_runs]] or raw()
 
         def raw() -> Sequence[Tensor]:
             return [self._of_samples(self.raw)]
@@ -209,7 +209,7 @@ class _Probe:
                     "untrained-adaptor",
                     lambda: [
                         self._of_samples(self._adapted_by(adaptor.untrained(k)))
-                        for k, adaptor in enumerate(self.adaptors)
+                        for k, adaptor in enumerate(self.adaptors[:n_runs])
                     ],
                     own,
                     everywhere,
@@ -299,7 +299,7 @@ class _Probe:
                 of_test = [replace(a, logits=part[k]) for (_, a), part in zip(runs, parts, strict=True)]
                 told = said(of_test, chosen, test.units, self.target, self.config)
                 scored.append(score(told, test.units.values, self.target, test.draws, learnt=learnt))
-                self.tables.add_scores(names | {"n_test": test.n_known}, test, scored[-1], own)
+                self.tables.add_scores(names | {"n_test": test.n_known}, test, scored[-1], own, len(features))
                 key = (test.name, head, amount)
                 if not setting.control:
                     of_result[key] = told, scored[-1]
@@ -307,9 +307,9 @@ class _Probe:
                     if k == 0 and amount == self.tables.most:
                         self._keep(head, features[0], runs[0], chosen[0], told)
                 elif setting.control != "as-published":
-                    self.tables.add_gains(names, test, of_result[key], (told, scored[-1]))
+                    self.tables.add_gains(names, test, of_result[key], (told, scored[-1]), len(self.adaptors))
             if len(scored) > 1:
-                self.tables.add_difference(names, *scored)
+                self.tables.add_difference(names, *scored, n_turns=len(features))
 
     def _leave_out(self, features: Sequence[Tensor], some: Sequence[Budget], head: str) -> None:
         """Scores the first run without each group of its training patients, where other runs have the same."""

@@ -146,15 +146,16 @@ class Tables:
         """Something to be known of these scores."""
         self._notes.append(words)
 
-    def add_scores(self, names: Row, test: HeldOut, scored: Scored, own: Sequence[Budget]) -> None:
+    def add_scores(self, names: Row, test: HeldOut, scored: Scored, own: Sequence[Budget], n_turns: int) -> None:
         """Every score of a head on a test set.
 
         Args:
+            n_turns: Adaptors that its runs took in turn, whose runs are averaged: they are no independent trainings.
             own: budgets with their own labels: of a class, those are counted that are not blank.
         """
         counts = self._counts(test, own)
         for j, (metric, class_name) in enumerate(scored.names):
-            sampled = scored.sampled[..., j]
+            sampled = scored.sampled[..., j].by_turn(n_turns)
             self._rows["scores"].append(
                 {"test": test.name, **names, "metric": metric, "class": class_name, **interval_columns(sampled)}
                 | counts.get(class_name, {})
@@ -183,8 +184,12 @@ class Tables:
             for k, name in enumerate(target.classes)
         }
 
-    def add_difference(self, names: Row, internal: Scored, external: Scored) -> None:
-        """How much better a head is on its own dataset; macro means are over the classes that both can score."""
+    def add_difference(self, names: Row, internal: Scored, external: Scored, *, n_turns: int) -> None:
+        """How much better a head is on its own dataset; macro means are over the classes that both can score.
+
+        Args:
+            n_turns: as of `add_scores`.
+        """
         common = internal.scorable & external.scorable
         for metric, class_name in internal.names:
             if class_name == MACRO:
@@ -192,7 +197,13 @@ class Tables:
             else:
                 a, b = (scored.of(metric, class_name) for scored in (internal, external))
             self._rows["scores"].append(
-                {"test": DIFFERENCE, **names, "metric": metric, "class": class_name, **asdict(difference(a, b))}
+                {
+                    "test": DIFFERENCE,
+                    **names,
+                    "metric": metric,
+                    "class": class_name,
+                    **asdict(difference(a.by_turn(n_turns), b.by_turn(n_turns))),
+                }
                 | {"headline": self._is_headline(metric, class_name)}
             )
 
@@ -258,10 +269,16 @@ class Tables:
         value = float(scored.of(*self._headline).value[0])
         self._left_out.append({"test": test.name, **kept, "group": group, "value": value})
 
-    def add_gains(self, names: Row, test: HeldOut, result: tuple[Said, Scored], control: tuple[Said, Scored]) -> None:
-        """How much the result of a head exceeds a control."""
+    def add_gains(
+        self, names: Row, test: HeldOut, result: tuple[Said, Scored], control: tuple[Said, Scored], n_turns: int
+    ) -> None:
+        """How much the result of a head exceeds a control.
+
+        Args:
+            n_turns: Adaptors that runs of the result took in turn.
+        """
         metric, class_name = self._headline
-        found = compared(result, control, test.units.values, self._target, test.draws, self._headline)
+        found = compared(result, control, test.units.values, self._target, test.draws, self._headline, n_turns=n_turns)
         kept = {"control": names["control"], **{k: names[k] for k in _AMOUNT}}
         self._rows["gains"].append({"test": test.name, **kept, "metric": metric, "class": class_name, **asdict(found)})
 

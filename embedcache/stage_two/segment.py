@@ -164,12 +164,12 @@ class _Segmentation:
                     release_memory(self.device)
                 for decoder, runs in product(config.decoders, budgets):
                     of_runs = [overlaps[decoder, budget.fraction, budget.seed] for budget in runs]
-                    self._judge(control, decoder, runs, of_runs)
+                    self._judge(control, decoder, runs, of_runs, len(feeds))
         if "mean-mask" in config.controls:
             for runs in budgets:
                 of_runs = [self._mean_mask(budget) for budget in runs]
                 for decoder in config.decoders:
-                    self._judge("mean-mask", decoder, runs, of_runs)
+                    self._judge("mean-mask", decoder, runs, of_runs, 0)
         return self.tables.result(n_failed=self.n_failed, warning=self.warning, kept=self.kept)
 
     def _check_decoders(self, store: Store) -> None:
@@ -245,7 +245,7 @@ class _Segmentation:
         best = int(overlap_with(candidates, self.targets, positive).dice.mean(axis=1).argmax())
         return overlap_with(candidates[best : best + 1], self.targets, self.test)
 
-    def _judge(self, control: str, decoder: str, runs: list[_Budget], overlaps: list[Overlap]) -> None:
+    def _judge(self, control: str, decoder: str, runs: list[_Budget], overlaps: list[Overlap], n_turns: int) -> None:
         positive = self.targets.areas[:, 0] > 0
         counts: Row = {
             "n_train": max(len(b.rows) for b in runs),
@@ -262,4 +262,4 @@ class _Segmentation:
             overlaps[0].true,
         )
         names: Row = {"control": control, "decoder": decoder, "fraction": runs[0].fraction}
-        self.tables.add(Judged(names, counts, [b.seed for b in runs], together))
+        self.tables.add(Judged(names, counts, [b.seed for b in runs], together, n_turns))

@@ -70,12 +70,14 @@ class Judged:
         names: `control`, `decoder`, `fraction`.
         counts: `n_train` and so on, the columns of `scores`.
         seeds: of each run, (s,).
+        n_turns: Adaptors that the runs took in turn, whose runs are averaged: they are no independent trainings.
     """
 
     names: Row
     counts: Row
     seeds: Sequence[int]
     overlap: Overlap
+    n_turns: int = 0
 
 
 class MaskTables:
@@ -92,7 +94,7 @@ class MaskTables:
         self._gains: list[Row] = []
         self._images: list[pd.DataFrame] = []
         self._notes: list[str] = []
-        self._results: dict[tuple[object, object], Sampled] = {}
+        self._results: dict[tuple[object, object], tuple[Sampled, int]] = {}
 
     def note(self, words: str) -> None:
         """Something to be known of these scores."""
@@ -102,13 +104,13 @@ class MaskTables:
         """The scores of a setting; of a control also what the result has over it, which was added before."""
         sampled = bootstrap(judged.overlap.scores, self._draws)
         for j, metric in enumerate(NAMES):
-            columns = interval_columns(sampled[..., j])
+            columns = interval_columns(sampled[..., j].by_turn(judged.n_turns))
             self._scores.append({**judged.names, "metric": metric, **columns, **judged.counts})
         control, key = judged.names["control"], (judged.names["decoder"], judged.names["fraction"])
         if control:
-            self._add_gains(judged, self._results[key], sampled)
+            self._add_gains(judged, *self._results[key], sampled)
         else:
-            self._results[key] = sampled
+            self._results[key] = sampled, judged.n_turns
             self._images += [self._of_images(judged, s) for s in range(len(judged.seeds))]
         self._say_collapse(judged, sampled)
 
@@ -125,10 +127,10 @@ class MaskTables:
             kept,
         )
 
-    def _add_gains(self, judged: Judged, result: Sampled, control: Sampled) -> None:
+    def _add_gains(self, judged: Judged, result: Sampled, n_turns: int, control: Sampled) -> None:
         for metric in _GAINED:
             j = NAMES.index(metric)
-            found = paired_bootstrap(result[..., j], control[..., j])
+            found = paired_bootstrap(*(side[..., j].by_turn(n_turns) for side in (result, control)))
             self._gains.append({**judged.names, "metric": metric, **asdict(found)})
 
     def _of_images(self, judged: Judged, s: int) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from embedcache.stage_two.pairs import Pairs, check_enough, pairs_of_split
 from embedcache.stage_two.tensors import Join, join, opened
 from embedcache.store.store import Store
 
-_OWN = ("lr", "weight_decay", "seed")  # in these, models that train together may differ
+_OWN = ("lr", "weight_decay", "n_seeds", "seed")  # in these, models that train together may differ
 _SHORTCUT = (
     "attention is cross-modal: in training each image was embedded with its own report at hand, so losses and recalls "
     "are no measure of what it tells of an image alone"
@@ -121,10 +121,14 @@ def train_many(
         configs: by name; see `grid`.
 
     Raises:
-        SettingsError: several models in several processes; else as `train`.
+        SettingsError: several models in several processes, or one that is to have several seeds; else as `train`.
     """
     if not configs or not all(name not in ("", ".", "..") and Path(name).name == name for name in configs):
         raise SettingsError(f"names of runs {list(configs)}, expected at least one, each fit for a directory")
+    if any((config.n_seeds or 1) > 1 for config in configs.values()):
+        raise SettingsError(
+            "n_seeds is of one run whose scores are over several trainings; several runs have a seed each"
+        )
     results = _train(manifest, image_store, text_store, Path(run_dir), dict(configs))
     table = runs_table(configs, results)
     write_whole(Path(run_dir) / "runs.csv", lambda path: table.to_csv(path, index=False))

@@ -61,7 +61,7 @@ def test_one_run_calls_nothing_real_unless_nothing_in_it_is_drawn(tmp_path: Path
     first, second = found.verdicts
     assert "(logistic, 100% of the labels): clear is better than noisy by" in first
     assert "(linear, 100% of the labels): clear and noisy differ by +" in second
-    assert "in one run each: not called real, as other runs may differ; take two at least" in second
+    assert "in one run each: not called real, as other runs may differ; take three at least" in second
 
 
 def test_adaptors_are_trained_from_as_many_seeds_as_heads_have_runs(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
+import pytest
 
+from embedcache.report.plain_table import p_words
 from embedcache.report.score_text import calibration_table, gain_table, probe_text, score_table, subgroup_table
 
 SCORE = {
@@ -101,3 +105,14 @@ def test_all_tables_together_show_the_first_head_at_all_labels() -> None:
     assert "0.200 [0.100, 0.300]" in groups[4]
     whole = probe_text(table({}), pd.DataFrame(), calibration, pd.DataFrame())
     assert whole.count("\n\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [
+        (0.05, "p = 0.05"), (0.0496, "p = 0.0496"), (0.05004, "p = 0.05004"), (0.048, "p = 0.048"), (0.2, "p = 0.20"),
+        (0.0099, "p < 0.01"), (math.nan, "undefined"),
+    ],
+)  # fmt: skip
+def test_a_p_value_says_on_which_side_of_five_in_a_hundred_it_lies(p: float, words: str) -> None:
+    assert p_words(p) == words

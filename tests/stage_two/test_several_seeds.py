@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import World
+from sklearn.metrics import roc_auc_score
 
 import embedcache
 from embedcache import Adaptor, ProbeConfig, TrainConfig
 from embedcache.data.masks import boxes_mask
 from embedcache.data.prompts import PromptSet
+from embedcache.errors import RunStateError, SettingsError
 from embedcache.metrics.intervals import Sampled
 from embedcache.stage_two.adaptor import read_adaptor, read_adaptors
 from embedcache.stage_two.heads import HeadConfig
@@ -23,6 +26,7 @@ from embedcache.stage_two.retrieve import retrieve
 from embedcache.stage_two.retrieve_config import RetrieveConfig
 from embedcache.stage_two.segment import segment
 from embedcache.stage_two.segment_config import SegmentConfig
+from embedcache.stage_two.train import grid, train_many
 from embedcache.stage_two.zeroshot import ZeroShotConfig, zero_shot
 
 SMALL = TrainConfig(
@@ -33,12 +37,18 @@ QUICK = ProbeConfig(
 )
 
 
+def say_seeds(run_dir: Path, n: int) -> None:
+    """What `train` writes down of a run."""
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({"train": {"n_seeds": n}}))
+
+
 @pytest.fixture
 def runs(world: World, tmp_path: Path) -> list[Path]:
     """A run of two seeds, and each of its trainings as a run of its own."""
     whole = tmp_path / "run"
     embedcache.train(world.manifest, world.image, world.text, whole, config=SMALL)
     first = shutil.copytree(whole, tmp_path / "first", ignore=shutil.ignore_patterns("seeds"))
+    say_seeds(first, 1)
     return [whole, first, shutil.copytree(whole / "seeds" / "1", tmp_path / "second")]
 
 
@@ -62,6 +72,7 @@ def test_seeds_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for k, name in enumerate(names):
         encoders = {"image": {"name": f"of {k}", "fingerprint": "0" * 64}}
         Adaptor(4, 4, kind="identity", encoders=encoders).save_pretrained(tmp_path / name)
+    say_seeds(tmp_path, 12)
     assert [adaptor.encoders["image"]["name"] for adaptor in read_adaptors(tmp_path)] == [f"of {k}" for k in range(12)]
 
 
@@ -147,6 +158,7 @@ def test_decoders_take_turns(tmp_path: Path) -> None:
         encoders = {"image": {"name": "x", "fingerprint": store.encoder_fingerprint, "features": "embeddings"}}
         adaptor = Adaptor(dim, 4, projection_dim=8, n_layers=1, n_heads=2, ff_dim=16, encoders=encoders)
         adaptor.save_pretrained(tmp_path / name)
+    say_seeds(tmp_path / "run", 2)
     config = SegmentConfig(decoders=("linear",), size=8, fractions=(1.0,), n_seeds=3, epochs=2, n_draws=50, min_steps=5)
     whole, first, second = (
         segment(manifest, store, run_dir=tmp_path / name, config=config).images.set_index(["seed", "id"])["dice"]
@@ -163,3 +175,41 @@ def test_runs_that_share_an_adaptor_are_averaged() -> None:
     np.testing.assert_array_equal(turns.value, [1.5, 2.5, 2.0])
     np.testing.assert_array_equal(turns.samples, np.tile([15.0, 25.0, 20.0], (4, 1)))
     assert Sampled.of_runs(parts[:2]).by_turn(3).value.tolist() == [0.0, 1.0]
+    assert Sampled.of_runs(parts).by_turn(1).value.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    many = Sampled(np.arange(8.0).reshape(4, 2), np.zeros((3, 4, 2))).by_turn(2)
+    assert many.value.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    assert many.samples.shape == (3, 2, 2)
+
+
+def test_a_run_that_lacks_a_seed_is_refused_and_another_number_too(world: World, runs: list[Path]) -> None:
+    (runs[0] / "seeds" / "1" / "config.json").unlink()
+    with pytest.raises(RunStateError, match="to be trained from 2 seeds, and seeds/1 is not there"):
+        embedcache.probe(world.manifest, world.image, label="y", run_dir=runs[0], config=QUICK)
+    for n_seeds in (None, 3):
+        config = replace(SMALL, n_seeds=n_seeds)
+        with pytest.raises(RunStateError, match="holds a run of other settings"):
+            embedcache.train(world.manifest, world.image, world.text, runs[0], config=config)
+
+
+def test_several_runs_have_a_seed_each(world: World, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="n_seeds is of one run"):
+        train_many(
+            world.manifest, world.image, world.text, tmp_path / "many", configs=grid(SMALL, {"lr": [1e-3, 1e-4]})
+        )
+
+
+def test_shots_on_two_adaptors_are_two_independent_runs(world: World, runs: list[Path]) -> None:
+    config = replace(QUICK, fractions=(), shots=(4,), n_shot_draws=6, controls=("no-adaptor",))
+    result = embedcache.probe(world.manifest, world.image, label="y", run_dir=runs[0], config=config)
+    aurocs = {
+        seed: roc_auc_score(of_seed["label"], of_seed["probability"])
+        for seed, of_seed in result.predictions.groupby("seed")
+    }
+    by_adaptor = [np.mean([value for seed, value in aurocs.items() if seed % 2 == turn]) for turn in (0, 1)]
+    row = result.scores.query("metric == 'auroc' and control == ''").iloc[0]
+    assert len(aurocs) == 6
+    assert row["value"] == pytest.approx(np.mean(by_adaptor), abs=1e-6)
+    reach = 12.706 * np.std(by_adaptor, ddof=1) / np.sqrt(2)  # Student's t of one degree of freedom
+    assert row["seeds_high"] == pytest.approx(min(row["value"] + reach, 1), abs=1e-3)
+    alone = result.scores.query("metric == 'auroc' and control == 'no-adaptor'").iloc[0]
+    assert alone["seeds_high"] - alone["value"] < 3 * np.std(list(aurocs.values()), ddof=1)  # six runs stand for six
