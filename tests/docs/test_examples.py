@@ -17,7 +17,7 @@ SMALLER = " ".join(
     f"--set {setting}"
     for setting in (
         "data.config.n_images=160", "data.config.size=64", "train.epochs=2", "probe.n_draws=50", "segment.n_draws=50",
-        "segment.epochs=1", "segment.size=16",
+        "segment.epochs=1", "segment.size=16", "train.n_seeds=2", "probe.n_seeds=2", "segment.n_seeds=2",
     )
 )  # fmt: skip
 _NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?")

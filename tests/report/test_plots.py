@@ -133,6 +133,7 @@ def test_many_encoders_are_told_apart() -> None:
 
 def test_differences_have_a_zero_line_and_fill_what_is_real() -> None:
     table = contents().differences
+    table = table.assign(verdict=np.where(table["p_adjusted"] < 0.05, "a", ""))
     svg = differences_plot(table, metric="auroc", title="t")
     assert sum("all labels" in word for word in words(svg)) == 2
     dots = [e.get("class", "") for e in parsed(svg).iter() if e.tag.endswith("use") and "c0" in e.get("class", "")]
