@@ -88,7 +88,7 @@ def train(
     _say_left_out(next(iter(results.values())))
     if "" in results:
         click.echo(_in_words(results[""]))
-        if (config.n_seeds or 1) > 1:
+        if len(config.trainings) > 1:
             click.echo(
                 f"this is the first of {config.n_seeds} seeds; all are in {run_dir}, and scores of it are over all"
             )

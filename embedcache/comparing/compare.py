@@ -217,7 +217,7 @@ def finish(
 
 
 def _trained_once(study: Study) -> list[str]:
-    if len(study.pairs) < 2 or not any(pair.text for pair in study.pairs) or (study.train.n_seeds or 1) > 1:
+    if len(study.pairs) < 2 or not any(study.n_adaptors(pair) == 1 for pair in study.pairs):
         return []
     return ["each pair's Adaptor was trained once: what another training of it would change is in no interval"]
 

@@ -30,7 +30,7 @@ def train_pair(*, data: Path, image: Path, text: Path, folder: Path, config: Tra
         f"Adaptor of {count_parameters(trained.adaptor):,} parameters on {trained.n_train} pairs, best epoch "
         f"{trained.best_epoch + 1} of {len(trained.history)} (validation loss {best['valid_loss']:.3f})"
     )
-    more = f"; trained from {config.n_seeds} seeds, this is the first" if (config.n_seeds or 1) > 1 else ""
+    more = f"; trained from {config.n_seeds} seeds, this is the first" if len(config.trainings) > 1 else ""
     return [said + more, *filter(None, [trained.warning])]
 
 

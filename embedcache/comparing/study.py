@@ -28,6 +28,7 @@ from embedcache.fingerprint import digest_file, fingerprint
 from embedcache.report.contents import TEXT_COLUMNS
 from embedcache.report.plain_table import pair_name
 from embedcache.resources import available_bytes
+from embedcache.stage_two.adaptor import CONFIG, WEIGHTS
 from embedcache.stage_two.config import OF_THE_MACHINE, SEEDS, TrainConfig
 from embedcache.stage_two.kept import mask_folder, probe_folder
 from embedcache.stage_two.probe_config import ProbeConfig
@@ -297,7 +298,7 @@ class Study:
     def _adaptor_digests(self, adaptor: Path | None) -> list[str]:
         """Of a pair's Adaptors."""
         folders = [] if adaptor is None else [adaptor / name for name in self.train.trainings]
-        return [digest_file(folder / name) for folder in folders for name in ("adaptor.safetensors", "config.json")]
+        return [digest_file(folder / name) for folder in folders for name in (WEIGHTS, CONFIG)]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """What all pairs' tasks left, by name: of probes as they are, of others with a prefix.

@@ -18,7 +18,6 @@ import pandas as pd
 
 from embedcache.comparing.study import Pair, Study, Task, read_table
 from embedcache.errors import RunStateError
-from embedcache.metrics.classification import Ranking
 from embedcache.metrics.intervals import PatientDraws, Sampled, bootstrap
 from embedcache.metrics.masks import NAMES as MASK_METRICS
 from embedcache.metrics.masks import Overlap
@@ -135,8 +134,6 @@ def _of_probes(study: Study, task: Task, label: str, pairs: Sequence[Pairs]) -> 
         of_a, of_b = (answers(pair)[amount] for pair in (a, b))
         of_a.check_same(of_b)
         first, second = ((of.said, scored(pair, amount, n_draws)) for of, pair in ((of_a, a), (of_b, b)))
-        n_runs = min(len(of.said.probabilities) for of in (of_a, of_b))
-        turns = min(n_runs, study.n_adaptors(a))
         found = compared(
             first,
             second,
@@ -147,8 +144,9 @@ def _of_probes(study: Study, task: Task, label: str, pairs: Sequence[Pairs]) -> 
             n_turns=study.n_adaptors(a),
             left_out=less,
         )
+        n_runs = min(len(of.said.probabilities) for of in (of_a, of_b))
         is_drawn = amount.head in TRAINED or less is None  # else the head is the only one that these labels give
-        return Outcome(found, len(of_a.values), turns or (n_runs if is_drawn else 0))
+        return Outcome(found, len(of_a.values), _trainings(study, a, n_runs) if is_drawn or a.text else 0)
 
     for amount in answers(pairs[0][0]):
         metric = " ".join(filter(None, by))
@@ -234,14 +232,14 @@ def _of_masks(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Comp
         )
         both = np.where(predicted + true > 0, np.rint(dice * (predicted + true) / 2), 0)
         overlap = Overlap(both.astype(np.int64), predicted.astype(np.int64), true[0].astype(np.int64))
-        return bootstrap(overlap.scores, _draws(ids.map(groups).to_numpy(object), n_draws))
+        each = bootstrap(overlap.scores, _draws(ids.map(groups).to_numpy(object), n_draws))
+        return each.by_turn(study.n_adaptors(pair))
 
     def make(a: Pair, b: Pair, key: tuple[str, float], metric: str, n_draws: int) -> Outcome:
         j = MASK_METRICS.index(metric)
-        sides = [sampled(pair, key, n_draws)[..., j].by_turn(study.n_adaptors(a)) for pair in (a, b)]
+        sides = [sampled(pair, key, n_draws)[..., j] for pair in (a, b)]
         n_runs = min(len(side.value) for side in sides)
-        n_runs = min(n_runs, study.n_adaptors(a)) if a.text else n_runs
-        return Outcome(paired_bootstrap(*sides), images(a)[key]["id"].nunique(), n_runs)
+        return Outcome(paired_bootstrap(*sides), images(a)[key]["id"].nunique(), _trainings(study, a, n_runs))
 
     for (decoder, fraction), metric in product(images(pairs[0][0]), ("dice", "dice_on_positives")):
         setting = f"{decoder} decoder, {100 * fraction:.3g}% of the masks"
@@ -265,9 +263,8 @@ def _of_retrieval(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[
         return asked.assign(hit=asked["first_own"] <= k).pivot(index="query", columns="seed", values="hit")
 
     def make(a: Pair, b: Pair, direction: str, n_draws: int) -> Outcome:
-        first, second = hits(a, direction).align(
-            hits(b, direction), join="inner", axis=0
-        )  # texts may be equal to one encoder
+        # texts may be equal to one encoder
+        first, second = hits(a, direction).align(hits(b, direction), join="inner", axis=0)
         draws = _draws(first.index.map(group_of[direction]).to_numpy(object), n_draws)
         sides = [
             Sampled.of_runs([bootstrap(mean_of(of_seed), draws) for of_seed in side.to_numpy(np.float64).T])
@@ -294,19 +291,17 @@ def _of_prompts(study: Study, task: Task, pairs: Sequence[Pairs]) -> Iterator[Co
         second = said(b)[label].loc[first.index]
         ids, truth = first.index.get_level_values("id"), first.index.get_level_values("truth").to_numpy(np.int64)
         draws = _draws(ids.map(groups).to_numpy(object), n_draws)
-        if first.shape[1] == second.shape[1] == 1:
-            found = compare_aurocs(truth, first[0].to_numpy(), second[0].to_numpy(), draws=draws)
-        else:
-            sides = [
-                Sampled.of_runs([bootstrap(Ranking.of(truth, p).auroc, draws) for p in side.to_numpy(np.float64).T])
-                for side in (first, second)
-            ]
-            found = paired_bootstrap(*sides)
-        return Outcome(found, len(first), study.n_adaptors(a))
+        p, q = (side.to_numpy(np.float64).T for side in (first, second))
+        return Outcome(compare_aurocs(truth, p, q, draws=draws), len(first), study.n_adaptors(a))
 
     for label in said(pairs[0][0]) if pairs else ():
         names = _names(task, "zero-shot", "prompts", "auroc", label=label)
         yield from (Compared(names, (a, b), partial(make, a, b, label)) for a, b in pairs)
+
+
+def _trainings(study: Study, pair: Pair, n_runs: int) -> int:
+    """How many independent trainings are among runs on a pair: those that share an Adaptor are one."""
+    return min(n_runs, study.n_adaptors(pair)) if pair.text else n_runs
 
 
 def _names(

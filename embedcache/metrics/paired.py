@@ -111,20 +111,23 @@ def delong(labels: np.ndarray, a: np.ndarray, b: np.ndarray, *, left_out: np.nda
 def compare_aurocs(
     labels: np.ndarray, a: np.ndarray, b: np.ndarray, *, draws: PatientDraws, left_out: np.ndarray | None = None
 ) -> PairedDifference:
-    """Compares two AUROCs: by DeLong where each patient has one row, else by draws of whole patients.
+    """Compares two AUROCs: by DeLong where each patient has one row and each side one run, else by draws.
 
     Args:
         labels: 0 or 1, (n,).
-        a: scores, (n,).
-        b: scores, (n,).
+        a: scores, (n,) or of several runs (s, n).
+        b: scores, alike.
         draws: of the patients that these rows belong to.
         left_out: as of `paired_bootstrap`.
     """
     if draws.n_rows != len(labels):
         raise ValueError(f"draws of {draws.n_rows} rows, expected the {len(labels)} that have labels")
-    if draws.n_patients == draws.n_rows:
-        return delong(labels, a, b, left_out=left_out)
-    first, second = (bootstrap(Ranking.of(labels, scores).auroc, draws) for scores in (a, b))
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
+    if draws.n_patients == draws.n_rows and len(a) == len(b) == 1:
+        return delong(labels, a[0], b[0], left_out=left_out)
+    first, second = (
+        Sampled.of_runs([bootstrap(Ranking.of(labels, scores).auroc, draws) for scores in runs]) for runs in (a, b)
+    )
     return paired_bootstrap(first, second, left_out=left_out)
 
 

@@ -226,7 +226,7 @@ def _handling(task: Task) -> Iterator[str]:
 def _models(study: Study) -> Iterator[str]:
     home, train = study.tasks[0], study.train
     if home.texts:
-        n_seeds = train.n_seeds or 1
+        n_seeds = len(train.trainings)
         yield (
             f"An Adaptor ({train.adaptor}; layers: {train.n_layers}, width {train.projection_dim}) was trained on the "
             f"training pairs with loss {train.loss} by AdamW (lr {train.lr:g}, weight decay {train.weight_decay:g}, "
@@ -257,7 +257,7 @@ def _measures(study: Study) -> Iterator[str]:
         "one row and there is one run, else a paired bootstrap over patients; p-values adjusted for all comparisons "
         "(Holm). None is called better at a p above 0.05, nor where each side was trained once."
     )
-    if study.tasks[0].texts and (study.train.n_seeds or 1) == 1:
+    if study.tasks[0].texts and len(study.train.trainings) == 1:
         yield "Each pair's Adaptor was trained once: what another training of it would change is in no interval."
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from embedcache.errors import FingerprintMismatchError, RunNotFoundError, RunStateError, SettingsError
 from embedcache.fingerprint import digest_arrays
 from embedcache.output import write_text
-from embedcache.stage_two.config import SEEDS, Kind, TrainConfig
+from embedcache.stage_two.config import RUN_CONFIG, SEEDS, Kind, TrainConfig
 from embedcache.stage_two.files import write_tensors
 from embedcache.stage_two.inputs import InputNorm, unit
 from embedcache.stage_two.published import model_card, reference_weights
@@ -350,7 +350,7 @@ def read_adaptors(run_dir: str | Path) -> list[Adaptor]:
         RunNotFoundError: no Adaptor there.
         RunStateError: not all seeds are trained.
     """
-    found, path = [read_adaptor(run_dir)], Path(run_dir) / "config.yaml"
+    found, path = [read_adaptor(run_dir)], Path(run_dir) / RUN_CONFIG
     n_seeds = yaml.safe_load(path.read_text("utf-8"))["train"].get("n_seeds") or 1 if path.is_file() else 1
     for k in range(1, n_seeds):
         if not (Path(run_dir) / SEEDS / str(k) / CONFIG).is_file():

@@ -19,6 +19,7 @@ Positives = Literal["text_digest", "report_id", "row"]
 Features = Literal["embeddings", "tokens"]
 OF_THE_MACHINE = ("device", "data", "capture", "checkpoint_s", "tensorboard", "wandb")  # these change no result
 
+RUN_CONFIG = "config.yaml"  # of a run: how it is trained, and on what
 SEEDS = "seeds"  # below a run: what other seeds gave
 
 _SIGLIP_LOGIT_SCALE, _SIGLIP_LOGIT_BIAS = math.log(20.0), -10.0

@@ -154,10 +154,11 @@ class Tables:
             own: budgets with their own labels: of a class, those are counted that are not blank.
         """
         counts = self._counts(test, own)
+        sampled = scored.sampled.by_turn(n_turns)
         for j, (metric, class_name) in enumerate(scored.names):
-            sampled = scored.sampled[..., j].by_turn(n_turns)
             self._rows["scores"].append(
-                {"test": test.name, **names, "metric": metric, "class": class_name, **interval_columns(sampled)}
+                {"test": test.name, **names, "metric": metric, "class": class_name}
+                | interval_columns(sampled[..., j])
                 | counts.get(class_name, {})
                 | {"headline": self._is_headline(metric, class_name)}
             )

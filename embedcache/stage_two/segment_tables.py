@@ -103,8 +103,9 @@ class MaskTables:
     def add(self, judged: Judged) -> None:
         """The scores of a setting; of a control also what the result has over it, which was added before."""
         sampled = bootstrap(judged.overlap.scores, self._draws)
+        shown = sampled.by_turn(judged.n_turns)
         for j, metric in enumerate(NAMES):
-            columns = interval_columns(sampled[..., j].by_turn(judged.n_turns))
+            columns = interval_columns(shown[..., j])
             self._scores.append({**judged.names, "metric": metric, **columns, **judged.counts})
         control, key = judged.names["control"], (judged.names["decoder"], judged.names["fraction"])
         if control:
@@ -128,9 +129,10 @@ class MaskTables:
         )
 
     def _add_gains(self, judged: Judged, result: Sampled, n_turns: int, control: Sampled) -> None:
+        result, control = result.by_turn(n_turns), control.by_turn(n_turns)
         for metric in _GAINED:
             j = NAMES.index(metric)
-            found = paired_bootstrap(*(side[..., j].by_turn(n_turns) for side in (result, control)))
+            found = paired_bootstrap(result[..., j], control[..., j])
             self._gains.append({**judged.names, "metric": metric, **asdict(found)})
 
     def _of_images(self, judged: Judged, s: int) -> pd.DataFrame:

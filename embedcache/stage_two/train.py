@@ -21,7 +21,7 @@ from embedcache.fingerprint import fingerprint
 from embedcache.output import write_text, write_whole
 from embedcache.stage_two.adaptor import Adaptor
 from embedcache.stage_two.batches import Planner
-from embedcache.stage_two.config import OF_THE_MACHINE, TrainConfig
+from embedcache.stage_two.config import OF_THE_MACHINE, RUN_CONFIG, TrainConfig
 from embedcache.stage_two.distributed import Group, joined_group
 from embedcache.stage_two.feed import Feed, fits
 from embedcache.stage_two.fit import Course, Entry, fit, without_nan
@@ -125,7 +125,7 @@ def train_many(
     """
     if not configs or not all(name not in ("", ".", "..") and Path(name).name == name for name in configs):
         raise SettingsError(f"names of runs {list(configs)}, expected at least one, each fit for a directory")
-    if any((config.n_seeds or 1) > 1 for config in configs.values()):
+    if any(len(config.trainings) > 1 for config in configs.values()):
         raise SettingsError(
             "n_seeds is of one run whose scores are over several trainings; several runs have a seed each"
         )
@@ -359,7 +359,7 @@ def _begin(course: Course, stores: tuple[Store, Store], identity: str) -> None:
         RunStateError: it holds another run.
         OutputError: it cannot be written.
     """
-    path = course.run_dir / "config.yaml"
+    path = course.run_dir / RUN_CONFIG
     if path.is_file() or (course.run_dir / "adaptor.safetensors").is_file():
         try:
             known = yaml.safe_load(path.read_text("utf-8"))["identity"]
