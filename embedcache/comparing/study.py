@@ -232,8 +232,8 @@ class Study:
         if workers.n is not None or workers.backend != "local" or device != "cpu":
             return workers
         largest = max(self.store(path).n_bytes for task in self.tasks for path in task.images.values())
-        of_one = 4 * self.train.projection_dim * max(len(task.manifest) for task in self.tasks)
-        adapted = 2 * of_one * max(self.n_adaptors(pair) for pair in self.pairs)  # and what untrained ones give
+        adapted = 4 * self.train.projection_dim * max(len(task.manifest) for task in self.tasks)
+        adapted *= 2 * any(pair.text for pair in self.pairs)  # a probe has two Adaptors' outputs at a time
         n = min(count_cores(), len(self.steps()), int(available_bytes() / (2 * largest + adapted + _PROCESS_BYTES)))
         return Workers(workers.backend, workers.address, max(n, 1), workers.n_threads)
 
