@@ -156,10 +156,9 @@ def slurm(
     bash submit.sh
     """
     from embedcache.recipe.read import read_recipe
-
-    checked = read_recipe(recipe, overrides)
     from embedcache.recipe.slurm import submit_script
 
+    checked = read_recipe(recipe, overrides)
     if checked.extract.retry_failed:
         raise SettingsError(
             f"{recipe}: extract.retry_failed with parts: each would try every failure; retry with 'embedcache run'"

@@ -23,7 +23,7 @@ extract: {{tokens: image}}
 train: {{epochs: 2, batch_size: 32, projection_dim: 24, ff_dim: 32}}
 labels: [effusion, opacity]
 probe: {{heads: [linear], n_seeds: 2, n_draws: 50, fractions: [0.2, 1.0], head: {{epochs: 1, min_steps: 5}}}}
-segment: {{decoders: [linear], size: 16, fractions: [1.0], n_seeds: 1, n_draws: 50, epochs: 2, min_steps: 20, lr: 0.1}}
+segment: {{decoders: [linear], size: 16, fractions: [1.0], n_seeds: 2, n_draws: 50, epochs: 2, min_steps: 20, lr: 0.1}}
 retrieve: {{n_draws: 50}}
 zeroshot: chexpert
 """

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from golden_numbers import golden_numbers
+from made import World
 from torch import Tensor
 
 import embedcache
 from embedcache import Manifest
-from embedcache.store.store import Store
-
-
-@dataclass(frozen=True)
-class World:
-    manifest: Manifest
-    image: Store
-    text: Store
-    values: np.ndarray
 
 
 @pytest.fixture

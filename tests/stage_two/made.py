@@ -1,8 +1,9 @@
-"""Small manifests and targets for the tests of probes."""
+"""Small manifests, targets and stores for the tests of stage two."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,23 @@ from embedcache import Manifest
 from embedcache.data.labels import LabelSet
 from embedcache.data.manifest import About
 from embedcache.stage_two.targets import Target
+from embedcache.store.store import Store
 
 BINARY = Target("y", "binary", ("y",), ("y",))
 BOTH = Target("both", "multi-label", ("a", "b"), ("a", "b"))
 KIND = Target("kind", "multi-class", ("kind",), ("no", "yes", "maybe"))
 SETS = (LabelSet("both", "multi-label", ("a", "b")), LabelSet("kind", "multi-class", ("kind",), KIND.classes))
 TARGETS = [BINARY, BOTH, KIND]
+
+
+@dataclass(frozen=True)
+class World:
+    """A dataset, its stores, and the image embeddings as they were made, (n, d)."""
+
+    manifest: Manifest
+    image: Store
+    text: Store
+    values: np.ndarray
 
 
 def manifest(columns: Mapping[str, Sequence[object] | np.ndarray], *sets: LabelSet) -> Manifest:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import World
+from made import World
 
 import embedcache
 from embedcache import Adaptor, Manifest

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import World
+from made import World
 from sklearn.metrics import roc_auc_score
 
 import embedcache
@@ -77,16 +77,32 @@ def test_seeds_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_runs_of_heads_take_turns(world: World, runs: list[Path]) -> None:
+    elsewhere = world.manifest.with_frame(world.manifest.frame.iloc[:60].drop(columns="split"))
+
     def predictions(run_dir: Path) -> pd.Series:
         config = replace(QUICK, controls=("untrained-adaptor", "no-adaptor"))
-        result = embedcache.probe(world.manifest, world.image, label="y", run_dir=run_dir, config=config)
+        more = {"config": config, "test_manifest": elsewhere, "test_store": world.image}
+        result = embedcache.probe(world.manifest, world.image, label="y", run_dir=run_dir, **more)
         assert set(result.scores["control"]) == {"", "untrained-adaptor", "no-adaptor"}
-        return result.predictions.set_index(["seed", "id"])["probability"]
+        return result.predictions.set_index(["test", "seed", "id"])["probability"].sort_index()
 
     whole, first, second = map(predictions, runs)
-    for seed, alone, other in ((0, first, second), (1, second, first), (2, first, second)):
-        np.testing.assert_allclose(whole[seed], alone[seed], atol=1e-5)
-        assert np.abs(whole[seed] - other[seed]).max() > 1e-3
+    for test, n in (("internal", 80), ("external", 60)):
+        for seed, alone, other in ((0, first, second), (1, second, first), (2, first, second)):
+            assert len(whole[test, seed]) == n
+            np.testing.assert_allclose(whole[test, seed], alone[test, seed], atol=1e-5)
+            assert np.abs(whole[test, seed] - other[test, seed]).max() > 1e-3
+
+
+def test_as_published_each_run_is_scored_by_its_own_adaptor(world: World, runs: list[Path]) -> None:
+    def auroc(run_dir: Path, n_seeds: int) -> float:
+        config = replace(QUICK, n_seeds=n_seeds, heads=("logistic",), controls=(), as_published=True)
+        found = embedcache.probe(world.manifest, world.image, label="y", run_dir=run_dir, config=config).scores
+        return float(found.query("control == 'as-published' and metric == 'auroc'")["value"].item())
+
+    whole, first, second = runs
+    first_of_one, second_of_other = auroc(first, 1), 2 * auroc(second, 2) - auroc(second, 1)  # of seed 0, of seed 1
+    assert auroc(whole, 2) == pytest.approx((first_of_one + second_of_other) / 2, abs=1e-6)
 
 
 def test_the_kept_head_is_the_first_adaptors(world: World, runs: list[Path]) -> None:
@@ -160,13 +176,15 @@ def test_decoders_take_turns(tmp_path: Path) -> None:
         adaptor.save_pretrained(tmp_path / name)
     say_seeds(tmp_path / "run", 2)
     config = SegmentConfig(decoders=("linear",), size=8, fractions=(1.0,), n_seeds=3, epochs=2, n_draws=50, min_steps=5)
-    whole, first, second = (
-        segment(manifest, store, run_dir=tmp_path / name, config=config).images.set_index(["seed", "id"])["dice"]
-        for name in ("run", "first", "second")
-    )
+    results = [segment(manifest, store, run_dir=tmp_path / name, config=config) for name in ("run", "first", "second")]
+    whole, first, second = (result.images.set_index(["seed", "id"])["dice"] for result in results)
     assert not np.array_equal(first, second)
     for seed, alone in ((0, first), (1, second), (2, first)):
         np.testing.assert_array_equal(whole[seed], alone[seed])
+    kept, of_first, of_second = (result.kept["linear"] for result in results)
+    assert kept.source == of_first.source != of_second.source
+    for name, tensor in of_first.state.items():
+        assert torch.equal(kept.state[name], tensor)
 
 
 def test_runs_that_share_an_adaptor_are_averaged() -> None:

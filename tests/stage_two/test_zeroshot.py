@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import World
+from made import World
 
 import embedcache
 from embedcache import Adaptor, Manifest
