@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from embedcache.report.plain_table import interval
+from embedcache.resources import in_bytes
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,6 @@ def table_of(heads: Sequence[str], rows: Iterable[Sequence[object]], *, caption:
     )
 
 
-def frame_table(frame: pd.DataFrame, *, caption: str, names: dict[str, str] | None = None) -> Table:
-    """A DataFrame as a table, its columns by other names where they are given."""
-    heads = [(names or {}).get(str(column), str(column).replace("_", " ")) for column in frame.columns]
-    return table_of(heads, frame.itertuples(index=False, name=None), caption=caption)
-
-
 def cell_of(value: object) -> Cell:
     """A cell as its type asks: counts in thousands, other numbers to three places, blank for None and NaN."""
     if isinstance(value, Cell):
@@ -97,10 +92,5 @@ def interval_cell(value: float, low: float, high: float) -> Cell:
 
 
 def bytes_cell(value: float) -> Cell:
-    """A size in the unit that suits it."""
-    size, units = float(value), ["B", "kB", "MB", "GB", "TB"]
-    if size != size:
-        return Cell("", size)
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return Cell(f"{size:.3g} {units[0]}" if units[0] != "B" else f"{size:.0f} B", float(value))
+    """A size in the unit that suits it; blank for NaN."""
+    return Cell("" if value != value else in_bytes(int(value)), float(value))

@@ -86,7 +86,7 @@ def test_many_runs_that_were_stopped_end_in_the_same_bits(
 def test_a_killed_process_goes_on_and_ends_in_the_same_bits(world, tmp_path: Path) -> None:
     world.manifest.write(tmp_path / "m.parquet")
 
-    settings = {"epochs": 40, "batch_size": 16, "projection_dim": 96, "ff_dim": 256, "checkpoint_s": 0.0}
+    settings = {"epochs": 16, "batch_size": 16, "projection_dim": 96, "ff_dim": 256, "checkpoint_s": 0.0}
 
     options = [f"--set={key}={value}" for key, value in settings.items()]
 
