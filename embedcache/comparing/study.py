@@ -233,7 +233,8 @@ class Study:
             return workers
         largest = max(self.store(path).n_bytes for task in self.tasks for path in task.images.values())
         adapted = 4 * self.train.projection_dim * max(len(task.manifest) for task in self.tasks)
-        adapted *= 2 * any(pair.text for pair in self.pairs)  # a probe has two Adaptors' outputs at a time
+        n_adaptors = max(self.n_adaptors(pair) for pair in self.pairs)
+        adapted *= max(n_adaptors, 3) if n_adaptors else 0  # prompts hold what each gives, a probe three such at a time
         n = min(count_cores(), len(self.steps()), int(available_bytes() / (2 * largest + adapted + _PROCESS_BYTES)))
         return Workers(workers.backend, workers.address, max(n, 1), workers.n_threads)
 

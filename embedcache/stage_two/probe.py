@@ -1,11 +1,11 @@
 """Probes: what frozen embeddings, with and without an Adaptor, tell of a label, beside the controls that say why.
 
-Shape notation: n samples, d feature width.
+Shape notation: d feature width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
@@ -75,21 +75,17 @@ def probe(
     if test_manifest is not None and test_store is None:
         raise SettingsError(f"{test_manifest.name}: a test manifest and no store of its images; name it as test_store")
     store = opened(image_store)
+    elsewhere, random, text = (None if s is None else opened(s) for s in (test_store, random_store, text_store))
     adaptors = [] if run_dir is None else _adaptors_for(store, run_dir)
     if config.as_published and not (adaptors and adaptors[0].config["kind"] == "attention"):
         raise SettingsError("as_published is a way to apply the paper's Adaptor: name the run directory of one")
     with full_precision:
         data = ProbeData(manifest, store, label, config)
-        if config.prevalence is not None and data.target.task != "binary":
-            raise SettingsError(
-                f"prevalence {config.prevalence:g} is of one label, and {label!r} has several; leave it out"
-            )
         leak = leak_words(manifest, store, run_dir, data.tests[0].units.frame["id"])
-        if test_manifest is not None and test_store is not None:
+        if test_manifest is not None and elsewhere is not None:
             read = LabelMap.read(labelmap) if isinstance(labelmap, (str, Path)) else labelmap
-            data.add_external(test_manifest, opened(test_store), read)
+            data.add_external(test_manifest, elsewhere, read)
         adaptors = adaptors[: 1 + max(budget.seed for budget in data.budgets)]
-        random, text = (None if other is None else opened(other) for other in (random_store, text_store))
         work = _Probe(data, adaptors, settings(data, adaptors, random_store=random, text_store=text))
         return work.result("; ".join(filter(None, [leak, *data.warnings])))
 
@@ -98,59 +94,57 @@ class _Probe:
     """One call of `probe`: heads are fitted on each setting, and scored.
 
     Args:
-        settings: the result first.
+        asked: the result first.
     """
 
-    def __init__(self, data: ProbeData, adaptors: Sequence[Adaptor], settings: Sequence[Setting]) -> None:
-        self.data, self.adaptors, self.settings, self.config = data, adaptors, settings, data.config
+    def __init__(self, data: ProbeData, adaptors: Sequence[Adaptor], asked: Sequence[Setting]) -> None:
+        self.data, self.adaptors, self.settings, self.config = data, adaptors, asked, data.config
         self.tables = Tables(data.target, data.config)
         self.kept: dict[str, KeptHead] = {}
         self.of_result: dict[object, tuple[Said, Scored]] = {}
 
     def result(self, warning: str) -> ProbeResult:
         """Fits and scores everything."""
-        n_fits = len(self.settings) * len(self.config.heads) * len(self.data.budgets)
+        for note in self.data.notes:
+            self.tables.note(note)
+        without = self._without_groups()
+        n_fits = (len(self.settings) * len(self.data.budgets) + len(without)) * len(self.config.heads)
         with Progress(f"probing {self.data.target.name}", total=n_fits, unit="head") as progress:
             for setting in self.settings:
                 some = setting.budgets()
-                found = self._answers(setting, some, progress.advance)
+                found = self._answers(setting, some, progress)
                 for head in self.config.heads:
                     self._score(setting, some, head, found[head])
-            if self.config.n_left_out:
-                self._leave_out(self.settings[0])
-        for note in self.data.notes:
-            self.tables.note(note)
+            if without:
+                self._leave_out(without, self._answers(self.settings[0], [b for _, b in without], progress))
         return self.tables.result(n_failed=self.data.join.n_failed, warning=warning, kept=self.kept)
 
-    def _answers(
-        self, setting: Setting, some: Sequence[Budget], fitted: Callable[[int], None] = lambda n: None
-    ) -> dict[str, list[Answer]]:
-        """What each head says of each budget, learnt on the features whose turn its seed is.
-
-        Args:
-            fitted: is told how many are, whenever some are.
-        """
+    def _answers(self, setting: Setting, some: Sequence[Budget], progress: Progress) -> dict[str, list[Answer]]:
+        """What each head says of each budget, learnt on the features whose turn its seed is."""
         config, asked = self.config, np.concatenate(self.data.asked[: setting.n_tests])
+        scales = config.standardise and any(head != "knn" for head in config.heads)
         found: dict[str, dict[int, Answer]] = {head: {} for head in config.heads}
 
         def learn(x: Tensor, mine: Sequence[int]) -> None:
-            on_one_scale = standardised(x, self.data.train) if config.standardise else x
+            on_one_scale = standardised(x, self.data.train) if scales else x
             for head in config.heads:
                 features, of_mine = x if head == "knn" else on_one_scale, [some[k] for k in mine]
                 learnt = answers(head, features, of_mine, asked, target=self.data.target, config=config)
                 found[head].update(zip(mine, learnt, strict=True))
-                fitted(len(mine))
+                progress.advance(len(mine))
 
-        for turn in range(setting.n_turns):
+        def take(turn: int) -> None:
+            """Its features are gone before the next ones are made."""
             mine = [k for k, budget in enumerate(some) if budget.seed % setting.n_turns == turn]
-            if not mine:
-                continue
             x = setting.features(turn)
             if setting.of_budget is None:
                 learn(x, mine)
             else:
                 for k in mine:
                     learn(setting.of_budget(x, some[k]), [k])
+
+        for turn in sorted({budget.seed % setting.n_turns for budget in some}):
+            take(turn)
         return {head: [of_head[k] for k in range(len(some))] for head, of_head in found.items()}
 
     def _score(self, setting: Setting, some: Sequence[Budget], head: str, found: Sequence[Answer]) -> None:
@@ -184,14 +178,18 @@ class _Probe:
         ends = np.cumsum([len(asked) for asked in self.data.asked])[:-1]
         return [replace(answer, logits=part) for part in np.split(answer.logits, ends)]
 
-    def _leave_out(self, result: Setting) -> None:
-        """Scores the first run without each group of its training patients, where other runs have the same."""
-        data, without = self.data, list[tuple[int, Budget]]()
-        for _, members in groupby(data.budgets, key=lambda budget: budget.amount):
+    def _without_groups(self) -> list[tuple[int, Budget]]:
+        """The first run's labels without each group of its training patients, where other runs have the same."""
+        found: list[tuple[int, Budget]] = []
+        for _, members in groupby(self.data.budgets if self.config.n_left_out else (), key=lambda b: b.amount):
             runs = list(members)
             if all(np.array_equal(np.sort(runs[0].rows), np.sort(other.rows)) for other in runs):
-                without += enumerate(without_groups(runs[0], data.sets[0].groups, self.config.n_left_out or 0))
-        found = self._answers(result, [budget for _, budget in without])
+                found += enumerate(without_groups(runs[0], self.data.sets[0].groups, self.config.n_left_out or 0))
+        return found
+
+    def _leave_out(self, without: Sequence[tuple[int, Budget]], found: dict[str, list[Answer]]) -> None:
+        """Scores what was learnt without each group."""
+        data = self.data
         for head in self.config.heads:
             for (group, budget), answer in zip(without, found[head], strict=True):
                 learnt = data.target.both_sides(budget.labels)

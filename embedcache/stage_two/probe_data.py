@@ -12,7 +12,7 @@ from torch import Tensor
 from embedcache.data.labelmap import LabelMap
 from embedcache.data.manifest import Manifest
 from embedcache.device import pick_device
-from embedcache.errors import FingerprintMismatchError, ManifestError
+from embedcache.errors import FingerprintMismatchError, ManifestError, SettingsError
 from embedcache.metrics.intervals import PatientDraws
 from embedcache.stage_two.label_budget import budgets
 from embedcache.stage_two.leaks import overlap_warnings
@@ -28,6 +28,11 @@ class ProbeData:
     """A dataset's samples; those of another one are numbered after them.
 
     Attributes:
+        store: of the embeddings that heads learn from.
+        config: how they are probed.
+        target: the label.
+        device: where features lie.
+        join: rows of the manifest that have an embedding.
         budgets: labels that heads learn from.
         train: numbers of the training samples.
         sets: samples of each dataset.
@@ -38,11 +43,16 @@ class ProbeData:
 
     Raises:
         ManifestError: no such label, or a split without both classes.
+        SettingsError: a prevalence, and a label of several classes.
     """
 
     def __init__(self, manifest: Manifest, store: Store, label: str, config: ProbeConfig) -> None:
-        self.manifest, self.store, self.config = manifest, store, config
+        self._manifest, self.store, self.config = manifest, store, config
         self.target = Target.of(manifest, label)
+        if config.prevalence is not None and self.target.task != "binary":
+            raise SettingsError(
+                f"prevalence {config.prevalence:g} is of one label, and {label!r} has several; leave it out"
+            )
         self.device = pick_device(config.device)
         self.join = join(manifest, store)
         samples = Samples.of(manifest, self.join.rows, self.target, config)
@@ -73,7 +83,7 @@ class ProbeData:
             )
         if labelmap is not None:
             manifest = labelmap.apply(manifest)
-        self.warnings += overlap_warnings(self.manifest, manifest, self.store, store)
+        self.warnings += overlap_warnings(self._manifest, manifest, self.store, store)
         manifest = self.target.completed(manifest)
         joined = join(manifest, store)
         has_splits = bool(manifest.in_split("test").any())
@@ -105,7 +115,7 @@ class ProbeData:
         Raises:
             ManifestError: it holds other images.
         """
-        joined = join(self.manifest, store)
+        joined = join(self._manifest, store)
         if not np.array_equal(joined.rows, self.join.rows):
             raise ManifestError(
                 f"{store.path}: holds other images than {self.store.path}; extract both of one manifest"
@@ -114,8 +124,8 @@ class ProbeData:
 
     def texts(self, store: Store) -> dict[int, int]:
         """The row of a text store that tells of each training sample, where one does."""
-        pairs = join(self.manifest, self.store, store, allow_missing=True)
+        pairs = join(self._manifest, self.store, store, allow_missing=True)
         assert pairs.text_rows is not None  # a text store was given
-        row_of = dict(zip(self.manifest.frame["id"].to_numpy()[pairs.rows], pairs.text_rows.tolist(), strict=True))
+        row_of = dict(zip(self._manifest.frame["id"].to_numpy()[pairs.rows], pairs.text_rows.tolist(), strict=True))
         ids = self.sets[0].frame["id"].to_numpy()
         return {s: row_of[ids[s]] for s in self.train.tolist() if ids[s] in row_of}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -47,14 +46,14 @@ class Setting:
 def settings(
     data: ProbeData, adaptors: Sequence[Adaptor], *, random_store: Store | None = None, text_store: Store | None = None
 ) -> list[Setting]:
-    """The result, then each control that is asked for and whose needs are met.
+    """The result, then each control that is asked for and whose needs are met; what it lacks is noted in the data.
 
     Args:
         adaptors: those that runs learn behind in turn; without any the embeddings are probed as they are.
         random_store: of the same images through an encoder of random weights.
         text_store: of the training images' reports.
     """
-    everywhere, n_turns, asked = len(data.tests), max(len(adaptors), 1), data.config.controls
+    everywhere, n_turns, wanted = len(data.tests), max(len(adaptors), 1), data.config.controls
 
     def own() -> Sequence[Budget]:
         return data.budgets
@@ -62,9 +61,13 @@ def settings(
     def raw(turn: int) -> Tensor:
         return data.of_samples(data.embeddings)
 
-    @lru_cache(maxsize=1)  # one Adaptor's outputs serve all controls; those of several do not pile up
+    held: dict[int, Tensor] = {}  # one Adaptor's outputs serve all controls; those of several do not pile up
+
     def adapted(turn: int) -> Tensor:
-        return _adapted(data, adaptors[turn])
+        if turn not in held:
+            held.clear()
+            held[turn] = _adapted(data, adaptors[turn])
+        return held[turn]
 
     def untrained(turn: int) -> Tensor:
         return _adapted(data, adaptors[turn].untrained(turn))
@@ -81,14 +84,14 @@ def settings(
     if metadata is not None:
         of_metadata = torch.from_numpy(metadata)
         found.append(Setting("metadata-only", lambda turn: of_metadata.to(data.device), own, everywhere))
-    if text_store is not None and "text-as-label" in asked:
+    if text_store is not None and "text-as-label" in wanted:
         texts = data.texts(text_store)
         if len(texts) < len(data.train):
             without = len(data.train) - len(texts)
             data.notes.append(f"text-as-label: {without} of {len(data.train)} training samples have no text there")
         if len(set(texts.values())) > 1:
             found.append(Setting("text-as-label", raw, lambda: _told_by(data, text_store, texts), everywhere))
-    found = [setting for setting in found if not setting.control or setting.control in asked]
+    found = [setting for setting in found if not setting.control or setting.control in wanted]
     if data.config.as_published:
 
         def in_batches(x: Tensor, budget: Budget) -> Tensor:
@@ -99,11 +102,10 @@ def settings(
 
 
 def _adapted(data: ProbeData, adaptor: Adaptor) -> Tensor:
-    """An Adaptor's outputs, (n, p)."""
+    """An Adaptor's outputs, (n, d)."""
     adaptor = adaptor.to(data.device).eval()
-    with torch.inference_mode():
-        rows = [encoded_images(adaptor, x) for x in data.embeddings]
-    return data.of_samples(rows)  # heads learn from these, which inference mode would not let them
+    rows = [encoded_images(adaptor, x) for x in data.embeddings]  # of inference mode, which heads cannot learn from
+    return data.of_samples(rows)  # copies them
 
 
 @torch.no_grad()

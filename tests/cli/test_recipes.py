@@ -26,30 +26,44 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_plan_of_the_demo_makes_nothing_but_its_dataset(here: Path) -> None:
+def steps_of_plan(output: str) -> dict[str, str]:
+    """What a plan says of each step of stage two."""
+    lines = output.split("stage two\n")[1].splitlines()
+    return {name: state for line in lines for state, name in re.findall(r"^  (done|copied|to do) +(.*)$", line)}
+
+
+STEPS = {
+    f"{image} + tiny-bert: {step}"
+    for image in ("tiny-vit", "tiny-resnet")
+    for step in ("Adaptor", "probe effusion", "retrieval")
+}
+
+
+def test_a_plan_of_the_demo_makes_no_store_and_no_run(here: Path) -> None:
     planned = call("demo", "--plan", "--json", *SMALL)
     assert planned.exit_code == 0, planned.output
     assert set(json.loads(planned.stdout)) == {"tiny-vit", "tiny-resnet", "tiny-bert"}
-    steps = re.findall(r"^  to do +(.*)$", planned.stderr, re.MULTILINE)
-    assert "tiny-vit + tiny-bert: Adaptor" in steps
-    assert "tiny-resnet + tiny-bert: probe effusion" in steps
+    assert steps_of_plan(planned.stderr) == dict.fromkeys(STEPS, "to do")
     assert re.search(r"^in all: .*", planned.stderr, re.MULTILINE)
-    assert not (here / "runs").exists()
-    assert not list(here.glob("cache/phantom/*/shard-*"))
+    assert [path.name for path in here.iterdir()] == ["cache"]
+    assert {path.name for path in (here / "cache" / "phantom").iterdir()} == {"dataset", "checkpoints"}
 
 
 def test_the_demo_ends_in_verdicts_and_a_report_and_is_done_the_second_time(here: Path) -> None:
     done = call("demo", *SMALL, "--run-dir", "runs/mine")
     assert done.exit_code == 0, done.output
     assert "auroc of effusion (linear, 100% of the labels, with tiny-bert): " in done.output
-    page = here / "runs" / "mine" / "report.html"
+    run_dir = here / "runs" / "mine"
+    page = run_dir / "report.html"
     assert str(page.relative_to(here)) in done.output
     assert "data:image/jpeg;base64," in page.read_text()  # drawn images are shown
-    again = call("demo", *SMALL, "--run-dir", "runs/mine", "--json")
-    said = json.loads(again.stdout)
+    assert steps_of_plan(call("demo", *SMALL, "--run-dir", "runs/mine", "--plan").output) == dict.fromkeys(
+        STEPS, "done"
+    )
+    made = [*run_dir.glob("*/adaptor.safetensors"), *run_dir.glob("*/probes/effusion/*.csv")]
+    times = {path: path.stat().st_mtime_ns for path in made}
+    assert len(times) >= 4
+    said = json.loads(call("demo", *SMALL, "--run-dir", "runs/mine", "--json").stdout)
     assert Path(said["report"]).resolve() == page
-    assert Path(said["run_dir"]).resolve() == page.parent
-    planned = call("demo", *SMALL, "--run-dir", "runs/mine", "--plan")
-    stage_two = planned.output.split("stage two\n")[1].splitlines()
-    assert len(stage_two) == 6
-    assert all(line.startswith("  done ") for line in stage_two)
+    assert Path(said["run_dir"]).resolve() == run_dir
+    assert {path: path.stat().st_mtime_ns for path in made} == times

@@ -18,7 +18,7 @@ from worlds import QUICK, World
 
 import embedcache
 from embedcache.comparing.compare import Comparison
-from embedcache.comparing.study import Study
+from embedcache.comparing.study import Study, Task
 from embedcache.comparing.study_file import read_study
 from embedcache.errors import ManifestError, RunNotFoundError, RunStateError, SettingsError
 from embedcache.stage_two.config import TrainConfig
@@ -215,6 +215,24 @@ def test_what_cannot_be_scored_is_told_before_anything_is_trained(tmp_path: Path
     world.frame = world.frame.drop(columns=["label.rare", "label.opacity", "label.effusion"])
     with pytest.raises(SettingsError, match="no label to probe"):
         compared(world, stores, tmp_path / "none", labels=())
+
+
+def test_processes_are_as_many_as_there_are_cores_and_memory_for(tmp_path: Path, monkeypatch) -> None:
+    world, embedded = World(tmp_path), tmp_path / "stores"
+    world.store("a"), world.store("b"), world.texts()
+    images, texts = {"a": embedded / "a", "b": embedded / "b"}, {"words": embedded / "words"}
+    wide = replace(SMALL, projection_dim=12 * 83_000)  # what an Adaptor gives of 240 images takes 0.96 GB
+    monkeypatch.setattr("embedcache.comparing.study.available_bytes", lambda: 26 * 10**9)
+
+    def fitting(n_cores: int, n_seeds: int, *, text: bool = True) -> int | None:
+        monkeypatch.setattr("embedcache.comparing.study.count_cores", lambda: n_cores)
+        task = Task("made", world.manifest, images, texts if text else {}, labels=("opacity", "effusion"))
+        return Study([task], tmp_path / "run", replace(wide, n_seeds=n_seeds)).fitting(Workers()).n
+
+    assert fitting(2, 5) == 2
+    assert fitting(64, 5) == 4  # of 1.5 GB and 5 x 0.96 each
+    assert fitting(64, 1) == 5  # of 1.5 GB and 3 x 0.96 each
+    assert fitting(64, 1, text=False) == 4  # there are no more steps
 
 
 def test_a_run_whose_data_changed_is_done_again_where_it_stopped(tmp_path: Path) -> None:

@@ -55,9 +55,7 @@ def test_retrieval_is_compared_over_the_spaces_of_three_adaptors(finished: RunRe
     for row in rows.to_dict("records"):
         k = int(row["metric"].removeprefix("recall@"))
         asked = row["setting"].replace(" ", "_")
-        hits = [
-            (side["first_own"][side["direction"] == asked] <= k).mean() for side in (first, second)
-        ]  # the same queries in each space
+        hits = [(side["first_own"][side["direction"] == asked] <= k).mean() for side in (first, second)]
         assert row["value"] == pytest.approx(hits[0] - hits[1], abs=1e-6)
         assert row["n_runs"] == 3
     assert len(rows) == 2
