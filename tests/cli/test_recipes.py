@@ -14,6 +14,7 @@ SMALL = [
     for setting in (
         "data.config.n_images=100", "data.config.size=64", "train.epochs=1", "train.n_seeds=2", "labels=[effusion]",
         "probe.n_seeds=2", "probe.fractions=[1.0]", "probe.n_draws=50", "segment=null", "zeroshot=null",
+        "steps.workers=1",
     )
     for word in ("--set", setting)
 ]  # fmt: skip

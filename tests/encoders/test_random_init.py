@@ -29,14 +29,14 @@ def test_random_checkpoints_are_written_once_and_seeded(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_the_reports_is_the_same_every_time(tmp_path: Path) -> None:
+    reports = ["Clear lungs.", "An Opacity, clear.", "ABC cab."]
     code = (
         "import sys\nfrom pathlib import Path\nfrom embedcache.encoders.random_init import write_tiny\n"
-        "write_tiny('tiny-bert', Path(sys.argv[1]), seed=0, reports=['Clear lungs.', 'An Opacity, clear.', 'ABC cab.'])"
+        f"write_tiny('tiny-bert', Path(sys.argv[1]), seed=0, reports={reports})"
     )
-    for seed in ("1", "2"):
-        subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / seed)], check=True, env={**os.environ, "PYTHONHASHSEED": seed}
-        )
+    elsewhere = {**os.environ, "PYTHONHASHSEED": "1"}  # the order of a set is another one there
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "1")], check=True, env=elsewhere)
+    write_tiny("tiny-bert", tmp_path / "2", seed=0, reports=reports)
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / s).iterdir()} for s in ("1", "2"))
     assert first == second
     vocabulary = json.loads(first["tokenizer.json"])["model"]["vocab"]

@@ -40,6 +40,7 @@ encoders:
 train: {{epochs: 2, batch_size: 32, projection_dim: 24, ff_dim: 32}}
 labels: [effusion]
 probe: {{n_seeds: 1, n_draws: 50, fractions: [0.1, 1.0], head: {{epochs: 1, min_steps: 5}}}}
+steps: {{workers: 1}}
 """
 
 
@@ -87,9 +88,8 @@ def test_the_same_recipe_again_takes_all_steps_over(recipe: Recipe, tmp_path: Pa
     first = run_recipe(recipe)
     assert first.run_dir.parent == Path("runs") / "small"
     lines: list[str] = []
-    assert set(planned_steps(recipe).values()) == {"elsewhere"} | {
-        "waits"
-    }  # what needs an Adaptor that is not here yet
+    # what needs an Adaptor that is not here yet waits
+    assert set(planned_steps(recipe).values()) == {"elsewhere", "waits"}
     second = run_recipe(recipe, say=lines.append)
     assert second.run_dir != first.run_dir
     assert sum(f"as in {first.run_dir.name}, copied" in line for line in lines) == 4
@@ -104,7 +104,7 @@ def test_the_same_recipe_again_takes_all_steps_over(recipe: Recipe, tmp_path: Pa
 
 
 def test_several_processes_do_the_steps(recipe: Recipe, tmp_path: Path) -> None:
-    here = run_recipe(recipe.model_copy(update={"steps": StepsSection(workers=1)}), run_dir=tmp_path / "here")
+    here = run_recipe(recipe, run_dir=tmp_path / "here")
     there = run_recipe(recipe.model_copy(update={"steps": StepsSection(workers=2)}), run_dir=tmp_path / "x" / "there")
     pd.testing.assert_frame_equal(there.comparison.differences, here.comparison.differences, rtol=0.05, atol=0.05)
     assert set(there.tables) == set(here.tables)
@@ -272,6 +272,7 @@ encoders:
 train: {{epochs: 1, batch_size: 8, projection_dim: 24, ff_dim: 32}}
 labels: [opacity]
 probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], head: {{min_steps: 100}}}}
+steps: {{workers: 1}}
 """
     )
     result = run_recipe(read_recipe(path), run_dir=tmp_path / "run")
@@ -302,6 +303,7 @@ encoders:
 train: {{epochs: 1, batch_size: 8, projection_dim: 24, ff_dim: 32}}
 labels: [normal]
 probe: {{n_seeds: 1, n_draws: 50, fractions: [1.0], heads: [linear], subsets: manifest, head: {{min_steps: 100}}}}
+steps: {{workers: 1}}
 """
     )
     lines: list[str] = []

@@ -26,6 +26,7 @@ probe: {{heads: [linear], n_seeds: 2, n_draws: 50, fractions: [0.2, 1.0], head: 
 segment: {{decoders: [linear], size: 16, fractions: [1.0], n_seeds: 2, n_draws: 50, epochs: 2, min_steps: 20, lr: 0.1}}
 retrieve: {{n_draws: 50}}
 zeroshot: chexpert
+steps: {{workers: 1}}
 """
 
 
