@@ -92,5 +92,5 @@ def _alike(expected: str, line: str) -> bool:
         return False
     if re.search(r"\d s$|seconds|runs/", expected):
         return True
-    pairs = zip(_NUMBER.findall(expected), _NUMBER.findall(line), strict=True)
-    return all(abs(float(a.replace(",", "")) - float(b.replace(",", ""))) <= 0.02 for a, b in pairs)
+    first, second = ([float(n.replace(",", "")) for n in _NUMBER.findall(text)] for text in (expected, line))
+    return all(abs(a - b) <= 0.02 * max(1.0, abs(a)) for a, b in zip(first, second, strict=True))
