@@ -77,7 +77,7 @@ def run(
 @_plan_option
 @json_option
 def demo(overrides: tuple[str, ...], run_dir: Path | None, plan: bool, as_json: bool) -> None:
-    """Run both stages on drawn radiographs with random encoders: no data, no network, 2 to 3 minutes.
+    """Run both stages on drawn radiographs with random encoders: no data, no network, 1 to 3 minutes.
 
     The recipe is pipelines/phantom.yaml; what it makes goes below cache/ and runs/ of the current directory. Its report
     shows the images, as they are of nobody.
