@@ -103,9 +103,11 @@ def test_the_same_recipe_again_takes_all_steps_over(recipe: Recipe, tmp_path: Pa
     assert recipe_identity(written) != recipe_identity(recipe)
 
 
-def test_several_processes_do_the_steps(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["local", "dask", "ray"])
+def test_several_processes_do_the_steps(recipe: Recipe, tmp_path: Path, backend: str) -> None:
     here = run_recipe(recipe, run_dir=tmp_path / "here")
-    there = run_recipe(recipe.model_copy(update={"steps": StepsSection(workers=2)}), run_dir=tmp_path / "x" / "there")
+    shared = recipe.model_copy(update={"steps": StepsSection(workers=2, backend=backend)})
+    there = run_recipe(shared, run_dir=tmp_path / "x" / "there")
     pd.testing.assert_frame_equal(there.comparison.differences, here.comparison.differences, rtol=0.05, atol=0.05)
     assert set(there.tables) == set(here.tables)
 
