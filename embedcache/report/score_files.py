@@ -18,6 +18,7 @@ from embedcache.report.sections import cleaned
 
 MARKDOWN_NAME, LATEX_NAME = "tables.md", "tables.tex"
 _LATEX_TOP = r"""% Needs \usepackage{booktabs} in the preamble; set wide tables with \resizebox, or in a landscape page.
+% Names in other scripts than Latin need XeLaTeX or LuaLaTeX.
 % \input{tables.tex} shows all of them.
 """
 
