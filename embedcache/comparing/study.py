@@ -232,9 +232,9 @@ class Study:
         if workers.n is not None or workers.backend != "local" or device != "cpu":
             return workers
         largest = max(self.store(path).n_bytes for task in self.tasks for path in task.images.values())
-        adapted = 4 * self.train.projection_dim * max(len(task.manifest) for task in self.tasks)
         n_adaptors = max(self.n_adaptors(pair) for pair in self.pairs)
-        adapted *= max(n_adaptors, 3) if n_adaptors else 0  # prompts hold what each gives, a probe three such at a time
+        n_held = max(n_adaptors, 3) if n_adaptors else 0  # prompts hold what each gives, a probe three such at a time
+        adapted = 4 * n_held * self.train.projection_dim * max(len(task.manifest) for task in self.tasks)
         n = min(count_cores(), len(self.steps()), int(available_bytes() / (2 * largest + adapted + _PROCESS_BYTES)))
         return Workers(workers.backend, workers.address, max(n, 1), workers.n_threads)
 

@@ -30,7 +30,7 @@ from embedcache.stage_two.label_budget import Budget, without_groups
 from embedcache.stage_two.leaks import leak_words
 from embedcache.stage_two.probe_config import ProbeConfig
 from embedcache.stage_two.probe_data import ProbeData
-from embedcache.stage_two.probe_settings import Setting, settings
+from embedcache.stage_two.probe_settings import Setting, settings_of
 from embedcache.stage_two.probe_tables import ProbeResult, Tables
 from embedcache.stage_two.score_rows import Row
 from embedcache.stage_two.scoring import ChosenOn, Said, Scored, said, score
@@ -86,7 +86,7 @@ def probe(
             read = LabelMap.read(labelmap) if isinstance(labelmap, (str, Path)) else labelmap
             data.add_external(test_manifest, elsewhere, read)
         adaptors = adaptors[: 1 + max(budget.seed for budget in data.budgets)]
-        work = _Probe(data, adaptors, settings(data, adaptors, random_store=random, text_store=text))
+        work = _Probe(data, adaptors, settings_of(data, adaptors, random_store=random, text_store=text))
         return work.result("; ".join(filter(None, [leak, *data.warnings])))
 
 
@@ -94,11 +94,11 @@ class _Probe:
     """One call of `probe`: heads are fitted on each setting, and scored.
 
     Args:
-        asked: the result first.
+        settings: the result first.
     """
 
-    def __init__(self, data: ProbeData, adaptors: Sequence[Adaptor], asked: Sequence[Setting]) -> None:
-        self.data, self.adaptors, self.settings, self.config = data, adaptors, asked, data.config
+    def __init__(self, data: ProbeData, adaptors: Sequence[Adaptor], settings: Sequence[Setting]) -> None:
+        self.data, self.adaptors, self.settings, self.config = data, adaptors, settings, data.config
         self.tables = Tables(data.target, data.config)
         self.kept: dict[str, KeptHead] = {}
         self.of_result: dict[object, tuple[Said, Scored]] = {}

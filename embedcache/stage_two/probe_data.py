@@ -91,8 +91,7 @@ class ProbeData:
         self._add(EXTERNAL, manifest, store, joined, samples)
 
     def _add(self, name: str, manifest: Manifest, store: Store, joined: Join, samples: Samples) -> None:
-        if joined.n_failed:
-            self.notes.append(f"{manifest.name}: {joined.n_failed} images left out, as stage one could not read them")
+        self.notes += joined.notes(manifest.name)
         test = samples.in_split("test")
         chosen = test[self.target.known(samples.values[test])]
         if not len(chosen):

@@ -43,7 +43,7 @@ class Setting:
     of_budget: Callable[[Tensor, Budget], Tensor] | None = None
 
 
-def settings(
+def settings_of(
     data: ProbeData, adaptors: Sequence[Adaptor], *, random_store: Store | None = None, text_store: Store | None = None
 ) -> list[Setting]:
     """The result, then each control that is asked for and whose needs are met; what it lacks is noted in the data.
@@ -74,16 +74,21 @@ def settings(
 
     result = adapted if adaptors else raw
     found = [Setting("", result, own, everywhere, n_turns)]
-    if adaptors:
+    if adaptors and "no-adaptor" in wanted:
         found.append(Setting("no-adaptor", raw, own, everywhere))
+    if adaptors and "untrained-adaptor" in wanted:
         found.append(Setting("untrained-adaptor", untrained, own, everywhere, n_turns))
-    if random_store is not None:
+    if random_store is not None and "random-encoder" in wanted:
         found.append(Setting("random-encoder", lambda turn: data.of_other_store(random_store), own, 1))
-    found.append(Setting("shuffled-labels", result, lambda: [shuffled(b) for b in data.budgets], everywhere, n_turns))
-    metadata = metadata_features(pd.concat([s.frame for s in data.sets], ignore_index=True), data.train)
-    if metadata is not None:
-        of_metadata = torch.from_numpy(metadata)
-        found.append(Setting("metadata-only", lambda turn: of_metadata.to(data.device), own, everywhere))
+    if "shuffled-labels" in wanted:
+        found.append(
+            Setting("shuffled-labels", result, lambda: [shuffled(b) for b in data.budgets], everywhere, n_turns)
+        )
+    if "metadata-only" in wanted:
+        metadata = metadata_features(pd.concat([s.frame for s in data.sets], ignore_index=True), data.train)
+        if metadata is not None:
+            of_metadata = torch.from_numpy(metadata)
+            found.append(Setting("metadata-only", lambda turn: of_metadata.to(data.device), own, everywhere))
     if text_store is not None and "text-as-label" in wanted:
         texts = data.texts(text_store)
         if len(texts) < len(data.train):
@@ -91,7 +96,6 @@ def settings(
             data.notes.append(f"text-as-label: {without} of {len(data.train)} training samples have no text there")
         if len(set(texts.values())) > 1:
             found.append(Setting("text-as-label", raw, lambda: _told_by(data, text_store, texts), everywhere))
-    found = [setting for setting in found if not setting.control or setting.control in wanted]
     if data.config.as_published:
 
         def in_batches(x: Tensor, budget: Budget) -> Tensor:

@@ -115,8 +115,8 @@ class _Segmentation:
         )
         self.n_failed, self.kept = joined.n_failed, dict[str, KeptDecoder]()
         self.warning = leak_words(manifest, store, run_dir, self.ids[self.test])
-        if joined.n_failed:
-            self.tables.note(f"{manifest.name}: {joined.n_failed} images left out, as stage one could not read them")
+        for note in joined.notes(manifest.name):
+            self.tables.note(note)
         if not known.all():
             self.tables.note(f"{manifest.name}: {int((~known).sum())} images left out, as their mask is not known")
         if self.adaptors and self.adaptors[0].encoders["image"].get("features") != "tokens":

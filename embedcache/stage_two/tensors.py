@@ -42,6 +42,11 @@ class Join:
     n_failed: int
     missing: tuple[str, ...] = ()
 
+    def notes(self, name: str) -> list[str]:
+        """What is to be known of scores on images of a manifest of this name."""
+        failed = f"{name}: {self.n_failed} images left out, as stage one could not read them"
+        return [failed] if self.n_failed else []
+
 
 def join(
     manifest: Manifest, image_store: Store, text_store: Store | None = None, *, allow_missing: bool = False

@@ -1,4 +1,4 @@
-"""`embedcache demo` and `embedcache run`: their plan, what they print, and a second time."""
+"""`embedcache demo`: its plan, what it prints, and a second time."""
 
 from __future__ import annotations
 

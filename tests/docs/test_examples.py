@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -92,5 +93,7 @@ def _alike(expected: str, line: str) -> bool:
         return False
     if re.search(r"\d s$|seconds|runs/", expected):
         return True
-    first, second = ([float(n.replace(",", "")) for n in _NUMBER.findall(text)] for text in (expected, line))
-    return all(abs(a - b) <= 0.02 * max(1.0, abs(a)) for a, b in zip(first, second, strict=True))
+    return all(
+        a == b or ("." in a and math.isclose(float(a), float(b), rel_tol=0.02, abs_tol=0.02))
+        for a, b in zip(_NUMBER.findall(expected), _NUMBER.findall(line), strict=True)
+    )

@@ -99,7 +99,7 @@ def strata(store: Path) -> dict[str, tuple[Path, list[int]]]:
     return found
 
 
-@pytest.mark.parametrize("n_flips", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_flips", [120, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_flipped_bit_is_found_or_changes_nothing(stores: list[Path], n_flips: int) -> None:
     parts = {name: part for store in stores for name, part in strata(store).items()}
     sound = {store: content(store, "digest") for store in stores}
